@@ -1,0 +1,1 @@
+//! A container becomes images, images become a container, on one host.

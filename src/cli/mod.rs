@@ -1,0 +1,1 @@
+//! One verb per file: asks the daemon, prints, exits.

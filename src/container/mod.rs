@@ -1,0 +1,1 @@
+//! One container on one host: its record, its verbs, its shim.

@@ -1,0 +1,1 @@
+//! Drives one `criu swrk` per request. Knows no container.

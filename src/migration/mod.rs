@@ -1,0 +1,1 @@
+//! A container goes from this host to that one.

@@ -1,0 +1,128 @@
+//! What one host tells another about itself before a container moves between them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Bytes, Name};
+
+/// Facts of a host, gathered when its daemon starts (memory: when asked).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// The host's name among its peers.
+    pub name: Name,
+    /// Godwit's own version.
+    pub godwit: String,
+    /// Kernel release, as uname(2) tells it.
+    pub kernel: String,
+    /// The processor.
+    pub cpu: CpuFacts,
+    /// CRIU's version; none where CRIU is missing or its self-test failed.
+    pub criu: Option<CriuVersion>,
+    /// Why CRIU cannot be used here, where it cannot.
+    pub criu_problem: Option<String>,
+    /// Whether the kernel tracks soft-dirty pages.
+    pub soft_dirty: bool,
+    /// Memory a container could still get here.
+    pub memory_available: Bytes,
+}
+
+/// What a moved program may have learnt about the processor and would miss elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuFacts {
+    /// `x86_64`, `aarch64`, …
+    pub arch: String,
+    /// Vendor, as the kernel names it (`GenuineIntel`); empty where it names none.
+    pub vendor: String,
+    /// Feature flags, as /proc/cpuinfo lists them.
+    pub flags: BTreeSet<String>,
+}
+
+/// A CRIU version. Its wire and image formats changed at 4.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CriuVersion {
+    /// First number.
+    pub major: u32,
+    /// Second number.
+    pub minor: u32,
+    /// Third number, 0 where there is none.
+    pub patch: u32,
+}
+
+impl CriuVersion {
+    /// The oldest CRIU that Godwit drives.
+    pub const OLDEST: Self = Self {
+        major: 4,
+        minor: 1,
+        patch: 1,
+    };
+
+    /// Whether page counts are 64 bits wide, on the page-server wire and in pagemap images (CRIU commit
+    /// 7e0da4d97, first released in 4.2).
+    pub fn wide_page_counts(self) -> bool {
+        (self.major, self.minor) >= (4, 2)
+    }
+}
+
+impl fmt::Display for CriuVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}.{}.{}", self.major, self.minor, self.patch))
+    }
+}
+
+/// A text that is no CRIU version.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a CRIU version like 4.2.1")]
+pub struct CriuVersionError {
+    text: String,
+}
+
+impl FromStr for CriuVersion {
+    type Err = CriuVersionError;
+    fn from_str(text: &str) -> Result<Self, CriuVersionError> {
+        let bad = || CriuVersionError {
+            text: text.chars().take(40).collect(),
+        };
+        let mut parts = text.split('.').map(|p| p.parse::<u32>().map_err(|_| bad()));
+        let major = parts.next().ok_or_else(bad)??;
+        let minor = parts.next().ok_or_else(bad)??;
+        let patch = parts.next().unwrap_or(Ok(0))?;
+        if parts.next().is_some() {
+            Err(bad())
+        } else {
+            Ok(Self {
+                major,
+                minor,
+                patch,
+            })
+        }
+    }
+}
+
+impl TryFrom<String> for CriuVersion {
+    type Error = CriuVersionError;
+    fn try_from(text: String) -> Result<Self, CriuVersionError> {
+        text.parse()
+    }
+}
+
+impl From<CriuVersion> for String {
+    fn from(version: CriuVersion) -> Self {
+        version.to_string()
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn page_counts_are_wide_since_4_2() {
+        let wide = |t: &str| t.parse::<CriuVersion>().unwrap().wide_page_counts();
+        assert!(!wide("4.1.1") && wide("4.2") && wide("4.2.1") && wide("5.0") && !wide("3.19"));
+        assert!("4".parse::<CriuVersion>().is_err() && "4.x".parse::<CriuVersion>().is_err());
+    }
+}

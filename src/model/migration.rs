@@ -1,0 +1,218 @@
+//! What is said about a migration: options, findings, progress, report, outcome.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Bytes, MigrationId, Name, Pages, Rate};
+
+/// The host a container leaves or the host it comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// The host the container leaves.
+    Source,
+    /// The host the container comes to.
+    Destination,
+}
+
+/// The phases of a migration, in order. Each guarantees what the next one needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Both speak one protocol version and know the migration's id.
+    Negotiate,
+    /// Both agree that the container can move, and the destination has set its place aside.
+    Preflight,
+    /// The files as they were while the container ran are at the destination.
+    Storage,
+    /// The memory as it was while the container ran is at the destination.
+    Memory,
+    /// The container is frozen and the network gate is closed: the blackout begins.
+    Freeze,
+    /// Everything CRIU tells of the container, and its last pages, are on their way.
+    Dump,
+    /// The files that changed since the storage phase are at the destination.
+    Residual,
+    /// The destination holds the whole container, restored and not running.
+    Restore,
+    /// The source has journalled that it will never resume; the destination runs: the blackout ends.
+    Handover,
+    /// Both hosts have freed what they no longer need.
+    Settle,
+}
+
+impl Phase {
+    /// All of them, in order.
+    pub const ALL: [Self; 10] = [
+        Self::Negotiate,
+        Self::Preflight,
+        Self::Storage,
+        Self::Memory,
+        Self::Freeze,
+        Self::Dump,
+        Self::Residual,
+        Self::Restore,
+        Self::Handover,
+        Self::Settle,
+    ];
+
+    /// Its name in reports, logs and failpoints.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Negotiate => "negotiate",
+            Self::Preflight => "preflight",
+            Self::Storage => "storage",
+            Self::Memory => "memory",
+            Self::Freeze => "freeze",
+            Self::Dump => "dump",
+            Self::Residual => "residual",
+            Self::Restore => "restore",
+            Self::Handover => "handover",
+            Self::Settle => "settle",
+        }
+    }
+}
+
+/// What the caller wishes of a migration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MigrationOptions {
+    /// Freeze as soon as the predicted blackout is no longer than this, in milliseconds.
+    pub max_blackout_ms: u64,
+    /// Give up when the container is not frozen by then, in milliseconds from the start.
+    pub timeout_ms: u64,
+    /// At most this many pre-copy rounds; 0: dump all memory inside the freeze.
+    pub max_rounds: u32,
+}
+
+impl Default for MigrationOptions {
+    fn default() -> Self {
+        Self {
+            max_blackout_ms: 300,
+            timeout_ms: 30_000,
+            max_rounds: 8,
+        }
+    }
+}
+
+/// One reason why a container cannot move, or a remark on what it will cost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Stable, for programs: `name-in-use`, `no-room`, `cpu-incompatible`, `criu-incompatible`, …
+    pub code: String,
+    /// For people: what is wrong, and what to do about it.
+    pub text: String,
+    /// Whether it prevents the migration.
+    pub blocking: bool,
+}
+
+impl Finding {
+    /// A finding that prevents the migration.
+    pub fn blocking(code: &str, text: impl Into<String>) -> Self {
+        Self {
+            code: code.to_owned(),
+            text: text.into(),
+            blocking: true,
+        }
+    }
+}
+
+/// One pass of pre-copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Round {
+    /// Its number, from 0.
+    pub number: u32,
+    /// How long it took.
+    pub duration: Duration,
+    /// Pages looked at.
+    pub scanned: Pages,
+    /// Pages sent, because they were new or had changed.
+    pub sent: Pages,
+    /// Bytes that went over the wire for them.
+    pub wire: Bytes,
+}
+
+/// Where a migration stands; sent after every phase, round, and a few times a second in between.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The phase it is in.
+    pub phase: Phase,
+    /// The current round, in the phase [`Phase::Memory`].
+    pub round: Option<u32>,
+    /// Bytes over the wire so far.
+    pub wire: Bytes,
+    /// Bytes over the wire per second, lately.
+    pub rate: Option<Rate>,
+    /// What the policy expects of the blackout, once there is something to expect it from.
+    pub predicted_blackout: Option<Duration>,
+    /// Time to the end, as far as it can be told.
+    pub eta: Option<Duration>,
+}
+
+/// How long a phase took on the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhaseSpan {
+    /// The phase.
+    pub phase: Phase,
+    /// Its begin, from the begin of the migration.
+    pub begin: Duration,
+    /// Its length.
+    pub length: Duration,
+    /// Bytes over the wire in it.
+    pub wire: Bytes,
+}
+
+/// What a migration was like, told when it has ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MigrationReport {
+    /// The migration.
+    pub id: MigrationId,
+    /// What moved.
+    pub container: Name,
+    /// From where.
+    pub source: Name,
+    /// To where.
+    pub destination: Name,
+    /// When it began, seconds since the epoch.
+    pub started_at: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// From begin to end.
+    pub total: Duration,
+    /// From the freeze on the source until the source learnt that the container runs at the destination:
+    /// the blackout, and half a round trip more. Absent when it was never frozen or never ran there.
+    pub blackout: Option<Duration>,
+    /// The phases, in order.
+    pub phases: Vec<PhaseSpan>,
+    /// The pre-copy rounds, in order.
+    pub rounds: Vec<Round>,
+    /// Pages the container had when it was dumped.
+    pub pages: Pages,
+    /// Bytes over the wire.
+    pub wire: Bytes,
+    /// Why the policy did what it did, a line per decision.
+    pub decisions: Vec<String>,
+}
+
+/// How a migration ended. It is a value, not a `Result`: after the handover there is no error that could
+/// resume the source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "result")]
+pub enum Outcome {
+    /// It runs at the destination, and there only.
+    Moved,
+    /// It runs on the source as if nothing had been asked.
+    StayedHere {
+        /// Why, and what to do about it.
+        why: String,
+        /// The reasons, where it was refused.
+        findings: Vec<Finding>,
+    },
+    /// The handover was sent and the answer is not known. It runs on neither host until the two have
+    /// spoken, or until a person who has fenced one of them resolves it.
+    InDoubt {
+        /// What was last known.
+        why: String,
+    },
+}

@@ -1,0 +1,22 @@
+//! Plain values of the domain: ids, amounts, specs, host facts, events, reports.
+//!
+//! **Invariant:** no I/O, no clock, no async, no other room. What is parsed here is trusted everywhere
+//! else: a [`Name`] that exists is a valid name.
+
+pub mod amount;
+pub mod event;
+pub mod host;
+pub mod id;
+pub mod lease;
+pub mod migration;
+pub mod spec;
+
+pub use amount::{Bytes, PAGE_SIZE, Pages, Rate};
+pub use event::{Event, EventKind};
+pub use host::{CpuFacts, CriuVersion, HostFacts};
+pub use id::{Digest, Generation, MigrationId, Name};
+pub use lease::{Lease, Mac};
+pub use migration::{
+    Finding, MigrationOptions, MigrationReport, Outcome, Phase, PhaseSpan, Progress, Round, Side,
+};
+pub use spec::{ContainerSpec, ContainerState, ContainerStatus, Limits, User};

@@ -1,0 +1,1 @@
+//! Which namespaces a container has, and in which order they are entered.

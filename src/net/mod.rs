@@ -1,0 +1,1 @@
+//! Bridge, veth, addresses, the network gate, announcements.

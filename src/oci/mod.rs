@@ -1,0 +1,1 @@
+//! What users wrote (templates, `config.json`) becomes a trusted [`crate::model::ContainerSpec`].

@@ -1,0 +1,1 @@
+//! Capabilities, seccomp profile, rlimits: what is taken away, and when.

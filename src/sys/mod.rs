@@ -1,0 +1,1 @@
+//! The only unsafe code: one syscall family per file; says what the kernel said.
