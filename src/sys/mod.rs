@@ -1,1 +1,3 @@
 //! The only unsafe code: one syscall family per file; says what the kernel said.
+
+pub mod file;
