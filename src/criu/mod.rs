@@ -1,1 +1,36 @@
 //! Drives one `criu swrk` per request. Knows no container.
+//!
+//! **Invariant:** whatever happens to a request, the tasks are either what its success promises or what they
+//! were before it. CRIU is never killed while it holds tasks, a notification that is not known is refused, and a
+//! conversation that ends early ends CRIU's work.
+//!
+//! ```text
+//! us                                        criu swrk
+//! start: socket pair, inherited fds ──────▶ waits
+//! request (one SEQPACKET message)   ──────▶
+//!                                   ◀────── notification: a step, perhaps with a pid or an fd
+//! verdict                           ──────▶ goes on, or undoes its work
+//!                                   ◀────── … more steps …
+//!                                   ◀────── answer; it ends by itself
+//! ```
+//!
+//! File descriptors are of two kinds, and it matters: images and work directories are opened *by CRIU through
+//! our `/proc` entry*, so they are numbers of this process; a page server's socket and inherited descriptors are
+//! numbers of the CRIU process, and must be given to it when it starts ([`Spawn::pass`]).
+
+mod error;
+mod feature;
+mod log;
+mod notify;
+pub mod request;
+pub mod rpc;
+mod session;
+mod stats;
+
+pub use error::CriuError;
+pub use feature::{Criu, Features, SelfTest};
+pub use log::LogTail;
+pub use notify::{Notify, Verdict};
+pub use request::{DumpRequest, Leave, RestoreRequest};
+pub use session::{Canceller, DumpDone, RestoreDone, Session, Spawn};
+pub use stats::{DumpStats, RestoreStats};

@@ -1,5 +1,7 @@
 //! The only unsafe code: one syscall family per file; says what the kernel said.
 
+pub mod before_exec;
 pub mod file;
+pub mod packet;
 pub mod tree;
 pub mod xattr;

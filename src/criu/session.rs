@@ -1,0 +1,457 @@
+//! One `criu swrk`: started, asked once, and gone.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use prost::Message;
+
+use super::request::Directories;
+use super::rpc::{FeatureFlags, Kind, Options, Request, Response};
+use super::stats::{DumpStats, RestoreStats, dump_stats, restore_stats};
+use super::{Criu, CriuError, DumpRequest, LogTail, Notify, RestoreRequest, Verdict};
+use crate::sys::before_exec::{self, BeforeExec, before_exec};
+use crate::sys::packet;
+
+/// The longest message CRIU may send.
+const LONGEST: usize = 1 << 20;
+/// How long CRIU may take to end once it has answered.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Where and with what CRIU runs.
+#[derive(Debug, Default)]
+pub struct Spawn {
+    /// The cgroup CRIU is in from its first instruction, and so everything it restores.
+    pub cgroup: Option<PathBuf>,
+    /// Whether that cgroup becomes the root of a cgroup namespace of its own, for everything restored.
+    pub new_cgroup_namespace: bool,
+    /// The network namespace CRIU runs in.
+    pub network: Option<OwnedFd>,
+    /// Where CRIU's own standard error goes; none: kept, and told when it fails.
+    pub stderr: Option<File>,
+    pass: Vec<OwnedFd>,
+}
+
+impl Spawn {
+    /// Gives CRIU a file descriptor, for a page server or for `inherit_fd`, and tells the number to name in the
+    /// request. This process's copy is closed as soon as CRIU has been started.
+    pub fn pass(&mut self, fd: OwnedFd) -> i32 {
+        let number = before_exec::number(&fd);
+        self.pass.push(fd);
+        number
+    }
+}
+
+/// A dump that is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpDone {
+    /// What it cost, as CRIU tells it.
+    pub stats: Option<DumpStats>,
+}
+
+/// A restore that is done: the tasks run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestoreDone {
+    /// The root task's host process id.
+    pub pid: i32,
+    /// What it cost, as CRIU tells it.
+    pub stats: Option<RestoreStats>,
+}
+
+/// One running `criu swrk`, good for one request.
+///
+/// Dropping it, by a panic in a notification for instance, hangs up: CRIU notices at its next step and undoes
+/// its work. It is never killed: in the middle of a dump the tasks have CRIU's code inside them.
+#[derive(Debug)]
+pub struct Session {
+    child: Option<Child>,
+    socket: OwnedFd,
+    stderr: File,
+    program: PathBuf,
+}
+
+/// Ends a session's conversation from another thread.
+#[derive(Debug)]
+pub struct Canceller(OwnedFd);
+
+impl Canceller {
+    /// Hangs up. CRIU notices at its next notification, before the tasks' fate is decided, and undoes its work;
+    /// the session's owner gets an error. To stop a dump while it sends memory, stop the page server too.
+    pub fn cancel(&self) -> io::Result<()> {
+        packet::hang_up(&self.0)
+    }
+}
+
+impl Session {
+    /// Starts CRIU. It waits for its request, and has done nothing yet.
+    pub fn start(criu: &Criu, spawn: Spawn) -> Result<Self, CriuError> {
+        let program = criu.program();
+        let failed = |operation| {
+            move |source| CriuError::Start {
+                operation,
+                program: program.to_owned(),
+                source,
+            }
+        };
+        let (socket, theirs) = packet::pair().map_err(failed("make its socket"))?;
+        let kept = memfd_create("criu-stderr", MFdFlags::MFD_CLOEXEC);
+        let kept = kept.map_err(|e| failed("make a file for its errors")(e.into()))?;
+        let kept = File::from(kept);
+        let stderr = match spawn.stderr {
+            Some(file) => Ok(file),
+            None => kept.try_clone(),
+        };
+        let cgroup = spawn.cgroup.map(|cgroup| open_procs(&cgroup)).transpose();
+        let mut command = Command::new(program);
+        command
+            .arg("swrk")
+            .arg(before_exec::number(&theirs).to_string())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr.map_err(failed("share the file for its errors"))?);
+        let mut pass = spawn.pass;
+        pass.push(theirs);
+        let steps = BeforeExec {
+            cgroup: cgroup.map_err(failed("open its cgroup"))?,
+            new_cgroup_namespace: spawn.new_cgroup_namespace,
+            network: spawn.network,
+            new_session: false,
+            pass,
+        };
+        before_exec(&mut command, steps);
+        let child = command
+            .spawn()
+            .map_err(failed("join its cgroup and namespaces and execute it"))?;
+        Ok(Self {
+            child: Some(child),
+            socket,
+            stderr: kept,
+            program: program.to_owned(),
+        })
+    }
+
+    /// CRIU's own process id.
+    pub fn pid(&self) -> i32 {
+        // Process ids are positive and far below 2^31.
+        self.child
+            .as_ref()
+            .map_or(0, |child| child.id().cast_signed())
+    }
+
+    /// A way to end this session from another thread.
+    pub fn canceller(&self) -> io::Result<Canceller> {
+        self.socket.try_clone().map(Canceller)
+    }
+
+    /// Dumps a process tree; `on` answers CRIU's steps.
+    ///
+    /// On success the tasks are what [`DumpRequest::leave`] says. On failure, a refusal included, they run as
+    /// before, unless their cgroup is frozen: CRIU leaves a frozen cgroup frozen.
+    pub fn dump(
+        mut self,
+        request: &DumpRequest,
+        on: &mut dyn FnMut(Notify) -> Verdict,
+    ) -> Result<DumpDone, CriuError> {
+        let place = Place::open(&request.images, request.work.as_deref())?;
+        let options = request.options(place.directories())?;
+        self.ask("dump", Kind::Dump, options, &place, &request.log_file, on)?;
+        let stats = place.read("stats-dump").and_then(|b| dump_stats(&b));
+        Ok(DumpDone { stats })
+    }
+
+    /// Dumps memory alone and lets the tasks run on. Asks for [`DumpRequest::track_mem`], and for a kernel with
+    /// soft-dirty bits: on others CRIU aborts instead of refusing, so ask [`Features::mem_track`] first.
+    ///
+    /// Every round's images directory is the parent of the next; the last parent is the final dump's.
+    ///
+    /// [`Features::mem_track`]: super::Features::mem_track
+    pub fn pre_dump(
+        mut self,
+        request: &DumpRequest,
+        on: &mut dyn FnMut(Notify) -> Verdict,
+    ) -> Result<DumpDone, CriuError> {
+        let place = Place::open(&request.images, request.work.as_deref())?;
+        let options = request.options(place.directories())?;
+        let kind = Kind::SinglePreDump;
+        self.ask("pre-dump", kind, options, &place, &request.log_file, on)?;
+        let stats = place.read("stats-dump").and_then(|b| dump_stats(&b));
+        Ok(DumpDone { stats })
+    }
+
+    /// Restores a process tree; `on` answers CRIU's steps.
+    ///
+    /// On success the tasks run. On failure, a refusal included, none of them is left.
+    pub fn restore(
+        mut self,
+        request: &RestoreRequest,
+        on: &mut dyn FnMut(Notify) -> Verdict,
+    ) -> Result<RestoreDone, CriuError> {
+        let place = Place::open(&request.images, request.work.as_deref())?;
+        let options = request.options(place.directories())?;
+        let kind = Kind::Restore;
+        let answer = self.ask("restore", kind, options, &place, &request.log_file, on)?;
+        let pid = answer.restore.map_or(-1, |restored| restored.pid);
+        if pid <= 0 {
+            return Err(CriuError::Unexpected {
+                request: "restore",
+                got: format!("the process id {pid}"),
+            });
+        }
+        let stats = place.read("stats-restore").and_then(|b| restore_stats(&b));
+        Ok(RestoreDone { pid, stats })
+    }
+
+    /// A request without images and notifications.
+    pub(super) fn simple(
+        mut self,
+        name: &'static str,
+        kind: Kind,
+        features: Option<FeatureFlags>,
+    ) -> Result<Response, CriuError> {
+        let request = Request {
+            kind: kind as i32,
+            features,
+            ..Request::default()
+        };
+        self.send(name, &request)?;
+        let mut none = |_| Verdict::Refuse;
+        self.conversation(name, kind, &mut none, &|| LogTail::default())
+    }
+
+    fn ask(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        options: Options,
+        place: &Place,
+        log_file: &str,
+        on: &mut dyn FnMut(Notify) -> Verdict,
+    ) -> Result<Response, CriuError> {
+        let request = Request {
+            kind: kind as i32,
+            opts: Some(options),
+            ..Request::default()
+        };
+        self.send(name, &request)?;
+        self.conversation(name, kind, on, &|| place.log(log_file))
+    }
+
+    fn send(&self, name: &'static str, request: &Request) -> Result<(), CriuError> {
+        packet::send_packet(self.socket.as_fd(), &request.encode_to_vec()).map_err(|source| {
+            CriuError::Connection {
+                operation: "send",
+                request: name,
+                source,
+            }
+        })
+    }
+
+    /// Answers notifications until the answer to the request comes, and sees CRIU off.
+    fn conversation(
+        &mut self,
+        name: &'static str,
+        kind: Kind,
+        on: &mut dyn FnMut(Notify) -> Verdict,
+        log: &dyn Fn() -> LogTail,
+    ) -> Result<Response, CriuError> {
+        // What made us refuse; CRIU's own words for it would only be "script error".
+        let mut refused: Option<CriuError> = None;
+        loop {
+            let received = packet::receive_packet(self.socket.as_fd(), LONGEST);
+            let message = received.map_err(|source| CriuError::Connection {
+                operation: "read the answer to",
+                request: name,
+                source,
+            })?;
+            if message.bytes.is_empty() {
+                return Err(refused.unwrap_or_else(|| self.ended(name, log)));
+            }
+            let response = Response::decode(&message.bytes[..]);
+            let response = response.map_err(|source| CriuError::Garbled {
+                request: name,
+                source,
+            })?;
+            if response.kind == Kind::Notify as i32 {
+                let verdict = judge(name, &response, message.fd, on, &mut refused);
+                self.send(
+                    name,
+                    &Request {
+                        kind: Kind::Notify as i32,
+                        notify_success: Some(verdict == Verdict::Continue),
+                        ..Request::default()
+                    },
+                )?;
+                continue;
+            }
+            self.see_off(FAREWELL);
+            return if !response.success {
+                Err(refused.unwrap_or_else(|| failed(name, &response, log())))
+            } else if response.kind != kind as i32 {
+                Err(CriuError::Unexpected {
+                    request: name,
+                    got: format!("an answer of kind {}", response.kind),
+                })
+            } else {
+                Ok(response)
+            };
+        }
+    }
+
+    /// What to say when the connection ended too early.
+    fn ended(&mut self, request: &'static str, log: &dyn Fn() -> LogTail) -> CriuError {
+        let status = self.see_off(FAREWELL);
+        let log = log();
+        CriuError::Ended {
+            request,
+            status: status.unwrap_or_else(|| "still running".to_owned()),
+            log: if log.lines.is_empty() {
+                LogTail::read(&mut self.stderr).unwrap_or_default()
+            } else {
+                log
+            },
+        }
+    }
+
+    /// Waits for CRIU to end, and reaps it; how it ended, if it did in time. One that does not is left to a
+    /// thread that reaps it whenever it ends: killing it could leave its code inside the tasks.
+    fn see_off(&mut self, patience: Duration) -> Option<String> {
+        let mut child = self.child.take()?;
+        let end = Instant::now() + patience;
+        let mut pause = Duration::from_micros(200);
+        loop {
+            match child.try_wait() {
+                Ok(Some(status)) => return Some(status.to_string()),
+                Err(error) => return Some(error.to_string()),
+                Ok(None) if Instant::now() >= end => {
+                    let program = self.program.clone();
+                    thread::spawn(move || {
+                        let status = child.wait();
+                        tracing::warn!(program = %program.display(), ?status, "CRIU ended late");
+                    });
+                    return None;
+                }
+                Ok(None) => {}
+            }
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(20));
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // Every copy of our end, a canceller's too: CRIU must see the end of the conversation.
+        if packet::hang_up(&self.socket).is_err() {
+            tracing::debug!("the connection to CRIU was gone already");
+        }
+        self.see_off(FAREWELL);
+    }
+}
+
+/// Asks the callback about a notification; remembers why the answer is no.
+fn judge(
+    request: &'static str,
+    response: &Response,
+    fd: Option<OwnedFd>,
+    on: &mut dyn FnMut(Notify) -> Verdict,
+    refused: &mut Option<CriuError>,
+) -> Verdict {
+    let (script, pid) = match &response.notify {
+        Some(notify) => (notify.script.as_deref().unwrap_or(""), notify.pid),
+        None => ("", None),
+    };
+    let (verdict, why) = match Notify::parse(script, pid, fd) {
+        Ok(notify) => {
+            let step = script.to_owned();
+            (on(notify), CriuError::Refused { request, step })
+        }
+        Err(error) => (Verdict::Refuse, error),
+    };
+    if verdict == Verdict::Refuse && refused.is_none() {
+        *refused = Some(why);
+    }
+    verdict
+}
+
+fn failed(request: &'static str, response: &Response, log: LogTail) -> CriuError {
+    let text = response.cr_errmsg.as_deref().map(str::trim);
+    let errno = response.cr_errno.map(|number| {
+        let error = io::Error::from_raw_os_error(number);
+        format!("error {number} ({error})")
+    });
+    let message = match (text.filter(|text| !text.is_empty()), errno) {
+        (Some(text), _) => text.chars().take(300).collect(),
+        (None, Some(errno)) => errno,
+        (None, None) => "it does not say why".to_owned(),
+    };
+    CriuError::Failed {
+        request,
+        message,
+        log,
+    }
+}
+
+/// The directories of a request. CRIU opens them through `/proc/<our pid>/fd`, so they are open here, under
+/// whatever numbers they have, as long as the request lasts.
+struct Place {
+    images: File,
+    work: File,
+}
+
+impl Place {
+    fn open(images: &Path, work: Option<&Path>) -> Result<Self, CriuError> {
+        let open = |purpose, path: &Path| {
+            let opened = File::open(path).and_then(|file| {
+                if file.metadata()?.is_dir() {
+                    Ok(file)
+                } else {
+                    Err(io::ErrorKind::NotADirectory.into())
+                }
+            });
+            opened.map_err(|source| CriuError::Directory {
+                purpose,
+                path: path.to_owned(),
+                source,
+            })
+        };
+        Ok(Self {
+            images: open("images", images)?,
+            work: open("work", work.unwrap_or(images))?,
+        })
+    }
+
+    fn directories(&self) -> Directories {
+        Directories {
+            images: self.images.as_raw_fd(),
+            work: self.work.as_raw_fd(),
+        }
+    }
+
+    /// A file of the work directory, as a path that follows the directory even where it was renamed.
+    fn path(&self, name: &str) -> PathBuf {
+        let directory = format!("/proc/self/fd/{}", self.work.as_raw_fd());
+        Path::new(&directory).join(name)
+    }
+
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        std::fs::read(self.path(name)).ok()
+    }
+
+    fn log(&self, name: &str) -> LogTail {
+        let file = File::open(self.path(name));
+        file.and_then(|mut file| LogTail::read(&mut file))
+            .unwrap_or_default()
+    }
+}
+
+fn open_procs(cgroup: &Path) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .open(cgroup.join("cgroup.procs"))
+}
