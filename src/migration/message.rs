@@ -1,0 +1,201 @@
+//! The closed set of control messages of a migration, and the version window they belong to.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Bytes, ContainerSpec, Finding, Generation, HostFacts, MigrationId, Pages};
+
+/// The oldest protocol version this Godwit speaks. The window is N and N-1; there is no N-1 yet.
+pub const OLDEST_VERSION: u16 = 1;
+/// The newest protocol version this Godwit speaks.
+pub const NEWEST_VERSION: u16 = 1;
+
+/// What one host says to the other. Which may come when is drawn at the head of [`super`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "say")]
+pub enum Message {
+    /// First word of a source: which versions it speaks and what it wants.
+    Hello {
+        /// Oldest version it speaks.
+        oldest: u16,
+        /// Newest version it speaks.
+        newest: u16,
+        /// Which migration.
+        migration: MigrationId,
+        /// What for.
+        purpose: Purpose,
+    },
+    /// The destination speaks this version with it.
+    Welcome {
+        /// The newest version both speak.
+        version: u16,
+    },
+    /// The container, and what the destination must know to say yes or no.
+    Offer(Box<Offer>),
+    /// No, and why. Nothing has happened.
+    Refusal {
+        /// The reasons; at least one prevents the migration, or it was a dry run.
+        findings: Vec<Finding>,
+    },
+    /// Yes: name, address, memory and a place are set aside.
+    Reserved {
+        /// The destination lacks the container's image and wants its files first.
+        needs_image: bool,
+        /// Remarks that do not prevent the migration.
+        findings: Vec<Finding>,
+    },
+    /// All files of the image have been sent.
+    ImageEnd,
+    /// All files of the first pass have been sent.
+    StorageEnd,
+    /// All pages of this round have been sent.
+    RoundEnd {
+        /// Its number.
+        number: u32,
+    },
+    /// All pages of this round are in the page store.
+    RoundAck {
+        /// Its number.
+        number: u32,
+    },
+    /// The container is frozen: what follows is the blackout.
+    Frozen,
+    /// CRIU has told everything; the images and pages are complete.
+    DumpEnd(Summary),
+    /// The files are as the frozen container left them.
+    ResidualEnd,
+    /// The destination is alive and working.
+    Alive,
+    /// The container is restored, held before its first instruction, and journalled as such.
+    Ready,
+    /// The source has journalled that it will not resume: run.
+    HandOver {
+        /// The container's generation from now on.
+        generation: Generation,
+    },
+    /// It runs at the destination.
+    Running,
+    /// The source gives up before the handover.
+    Cancel {
+        /// Why, for people.
+        why: String,
+    },
+    /// The destination gives up before it was ready.
+    Failed {
+        /// Why, for people.
+        why: String,
+    },
+    /// What the source knows of a migration.
+    Verdict(Verdict),
+    /// What the destination knows of a migration.
+    Fate(Fate),
+}
+
+/// What a connection is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// Move a container here.
+    Migrate,
+    /// Say what would prevent it, and do nothing.
+    DryRun,
+    /// A destination asks its source what became of a migration.
+    AskVerdict,
+    /// A source that has handed over asks its destination what became of the container.
+    AskFate,
+}
+
+/// A source's answer to its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "verdict")]
+pub enum Verdict {
+    /// Handed over: run it.
+    HandedOver {
+        /// The container's generation from now on.
+        generation: Generation,
+    },
+    /// It runs here: discard what you have.
+    StayedHere,
+    /// Not decided yet: ask again.
+    Pending,
+    /// This migration is not in the journal: a person must decide.
+    Unknown,
+}
+
+/// A destination's answer to its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fate {
+    /// It runs here, or has run here: the frozen copy must go.
+    Running,
+    /// It never ran here and never will.
+    Discarded,
+    /// Not decided yet: ask again.
+    Pending,
+    /// This migration is not in the journal: a person must decide.
+    Unknown,
+}
+
+/// The container a source offers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Offer {
+    /// What it is.
+    pub spec: ContainerSpec,
+    /// Its generation now.
+    pub generation: Generation,
+    /// When it was created, seconds since the epoch.
+    pub created_at: u64,
+    /// The source's facts.
+    pub facts: HostFacts,
+    /// Its resident memory.
+    pub memory: Bytes,
+    /// The size of its own files.
+    pub files: Bytes,
+    /// The versions of Godwit's own protocol do not say how pages are framed; this does.
+    pub options: crate::model::MigrationOptions,
+}
+
+/// What the destination checks what it received against before it restores.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Summary {
+    /// Each image file and its length, in bytes.
+    pub images: Vec<(String, u64)>,
+    /// Pages the frozen container had, as CRIU listed them.
+    pub pages: Pages,
+    /// The inode numbers of the pipes that are its standard output and error, which CRIU's images name.
+    pub stdio_inodes: [u64; 2],
+    /// The inode number of its network namespace, which CRIU's images name.
+    pub netns_inode: u64,
+}
+
+/// The newest version both windows hold.
+pub fn common_version(oldest: u16, newest: u16) -> Option<u16> {
+    let version = newest.min(NEWEST_VERSION);
+    (version >= oldest && version >= OLDEST_VERSION && oldest <= newest).then_some(version)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_newest_version_both_speak_is_chosen() {
+        assert_eq!(common_version(OLDEST_VERSION, NEWEST_VERSION), Some(NEWEST_VERSION));
+        assert_eq!(common_version(0, NEWEST_VERSION + 5), Some(NEWEST_VERSION));
+        assert_eq!(common_version(NEWEST_VERSION + 1, NEWEST_VERSION + 2), None);
+        assert_eq!(common_version(0, OLDEST_VERSION - 1), None);
+        assert_eq!(common_version(3, 1), None);
+    }
+
+    #[test]
+    fn messages_survive_their_json() {
+        for message in [
+            Message::Welcome { version: 1 },
+            Message::Verdict(Verdict::HandedOver { generation: Generation(4) }),
+            Message::Fate(Fate::Discarded),
+            Message::DumpEnd(Summary { images: vec![("a.img".into(), 3)], ..Summary::default() }),
+        ] {
+            let json = serde_json::to_vec(&message).unwrap();
+            assert_eq!(serde_json::from_slice::<Message>(&json).unwrap(), message);
+        }
+    }
+}

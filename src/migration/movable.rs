@@ -1,0 +1,131 @@
+//! How a migration sees a container: through these traits and nothing else.
+//!
+//! All methods block; the message loops run them on threads of their own. What a half-moved container may
+//! still do is in its type: [`Movable`] runs; [`Held`] is frozen and *resumes when dropped*; [`HandedOver`]
+//! is frozen and can only be settled, or resumed on the destination's durable word that it never ran.
+
+use std::time::Duration;
+
+use crate::model::{Finding, Generation, Pages};
+
+use super::codec::Frame;
+use super::error::Cause;
+use super::link::Outbox;
+use super::message::{Offer, Summary};
+
+/// What a pre-copy round did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RoundStats {
+    /// Pages looked at.
+    pub scanned: Pages,
+    /// Pages sent.
+    pub sent: Pages,
+}
+
+/// A container that runs on this host and may leave it.
+pub trait Movable: Send + 'static {
+    /// What it becomes when frozen.
+    type Held: Held;
+
+    /// What the destination must know. Changes nothing.
+    fn offer(&mut self) -> Result<Offer, Cause>;
+
+    /// What on this host would prevent the migration. Changes nothing.
+    fn findings(&mut self) -> Result<Vec<Finding>, Cause>;
+
+    /// Sends the image's files.
+    fn send_image(&mut self, outbox: &Outbox) -> Result<(), Cause>;
+
+    /// Sends the files of the upper layer, while the container writes to them.
+    fn send_files(&mut self, outbox: &Outbox) -> Result<(), Cause>;
+
+    /// Whether this host can copy memory while the container runs.
+    fn can_precopy(&self) -> bool;
+
+    /// One round: sends the pages that are new or changed since the round before. Never freezes.
+    fn round(&mut self, number: u32, outbox: &Outbox) -> Result<RoundStats, Cause>;
+
+    /// What the blackout costs besides the pages that are still to be sent.
+    fn fixed_blackout(&self) -> Duration;
+
+    /// Closes the network gate and freezes. On failure it runs as before.
+    fn freeze(self) -> Result<Self::Held, Cause>;
+}
+
+/// A container that is frozen on this host, its network gate closed. **Dropping it resumes it.**
+pub trait Held: Send + 'static {
+    /// What it becomes when handed over.
+    type HandedOver: HandedOver;
+
+    /// Dumps it: sends pages and images. Afterwards it stays frozen whatever dies.
+    fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause>;
+
+    /// Sends the files that changed since [`Movable::send_files`].
+    fn send_changes(&mut self, outbox: &Outbox) -> Result<(), Cause>;
+
+    /// Thaws it and opens the gate again, and says what went wrong with that; idempotent.
+    fn resume(self) -> Result<(), Cause>;
+
+    /// To be called after the journal says `HandedOver`: from now on dropping it does nothing.
+    fn hand_over(self) -> Self::HandedOver;
+}
+
+/// The frozen copy of a container that was handed over. Dropping it does nothing.
+pub trait HandedOver: Send + 'static {
+    /// The container runs at the destination: kill this copy, free everything.
+    fn settle(self) -> Result<(), Cause>;
+
+    /// The destination said durably that it never ran and never will, or a person has fenced it: thaw.
+    fn take_back(self) -> Result<(), Cause>;
+}
+
+/// A host that containers may come to.
+pub trait Destination: Send + Sync + 'static {
+    /// A container on its way in.
+    type Arriving: Arriving;
+
+    /// What would prevent the migration. Changes nothing.
+    fn findings(&self, offer: &Offer) -> Result<Vec<Finding>, Cause>;
+
+    /// Sets name, address and a place aside. On failure nothing is left behind.
+    fn reserve(&self, offer: &Offer) -> Result<Self::Arriving, Cause>;
+}
+
+/// A container of which parts are here. It runs elsewhere; dropping it discards the parts.
+pub trait Arriving: Send + 'static {
+    /// What it becomes when restored.
+    type Restored: Restored;
+
+    /// Whether the image's files must be sent.
+    fn needs_image(&self) -> bool;
+
+    /// Takes a frame of data.
+    fn take(&mut self, frame: Frame) -> Result<(), Cause>;
+
+    /// All files of the image are here.
+    fn image_end(&mut self) -> Result<(), Cause>;
+
+    /// All files of a pass are here.
+    fn files_end(&mut self) -> Result<(), Cause>;
+
+    /// Checks that everything is here and restores it, held before its first instruction. On failure
+    /// everything is discarded.
+    fn restore(self, summary: &Summary) -> Result<Self::Restored, Cause>;
+
+    /// Removes everything, and says what went wrong with that.
+    fn discard(self) -> Result<(), Cause>;
+}
+
+/// A container that is restored here and held. Dropping it does nothing: only the source's word, or its
+/// silence and a person's, decide what becomes of it.
+pub trait Restored: Send + 'static {
+    /// To be called after the journal says `Accepted`: lets it run under this generation, opens the gate,
+    /// announces it. Idempotent; restores again from the images when the held copy has died.
+    fn run(&mut self, generation: Generation) -> Result<(), Cause>;
+
+    /// It runs: frees the images.
+    fn settle(self) -> Result<(), Cause>;
+
+    /// It runs on the source: removes everything.
+    fn discard(self) -> Result<(), Cause>;
+}

@@ -1,0 +1,216 @@
+//! Whether a container can live on another host: facts of both in, reasons out.
+
+use crate::model::{Bytes, CriuVersion, Finding, HostFacts};
+
+/// What the destination knows of itself when it is asked.
+#[derive(Debug, Clone)]
+pub struct Here<'a> {
+    /// Its facts, the memory as of now.
+    pub facts: &'a HostFacts,
+    /// A container of that name is here already.
+    pub name_taken: bool,
+    /// Who holds that address here, if somebody else does.
+    pub address_holder: Option<String>,
+    /// Whether the address lies in this host's container network.
+    pub address_fits: bool,
+    /// Room for files.
+    pub disk_available: Bytes,
+}
+
+/// What arrives.
+#[derive(Debug, Clone)]
+pub struct Coming<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its address.
+    pub address: String,
+    /// The source's facts.
+    pub facts: &'a HostFacts,
+    /// Its resident memory.
+    pub memory: Bytes,
+    /// The size of its own files.
+    pub files: Bytes,
+}
+
+/// What a restore needs besides the container's memory: images, page tables, CRIU itself.
+const MEMORY_MARGIN: Bytes = Bytes(64 << 20);
+/// Disk that a host keeps for itself.
+const DISK_MARGIN: Bytes = Bytes(64 << 20);
+
+/// Every reason against it, not only the first.
+pub fn preflight(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    findings.extend(identity(coming, here));
+    findings.extend(room(coming, here));
+    findings.extend(processor(coming.facts, here.facts));
+    findings.extend(criu(coming.facts, here.facts));
+    findings
+}
+
+fn identity(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
+    let mut out = Vec::new();
+    let host = &here.facts.name;
+    if here.name_taken {
+        let text = format!(
+            "{host} has a container named {} already; delete it there or create this one under another name",
+            coming.name
+        );
+        out.push(Finding::blocking("name-in-use", text));
+    }
+    if let Some(holder) = &here.address_holder {
+        let text = format!("the address {} is held by {holder} on {host}; free it there", coming.address);
+        out.push(Finding::blocking("address-in-use", text));
+    }
+    if !here.address_fits {
+        let text = format!(
+            "the address {} is outside the container network of {host}; both hosts must share one network",
+            coming.address
+        );
+        out.push(Finding::blocking("address-outside", text));
+    }
+    out
+}
+
+fn room(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
+    let mut out = Vec::new();
+    let (host, facts) = (&here.facts.name, here.facts);
+    let needed = coming.memory + Bytes(coming.memory.0 / 10) + MEMORY_MARGIN;
+    if facts.memory_available < needed {
+        let text = format!(
+            "{host} has {} of memory available and {} are needed; move other containers away first",
+            facts.memory_available, needed
+        );
+        out.push(Finding::blocking("no-room", text));
+    }
+    let needed = coming.files + DISK_MARGIN;
+    if here.disk_available < needed {
+        let text = format!(
+            "{host} has {} of disk available and {} are needed; free some there",
+            here.disk_available, needed
+        );
+        out.push(Finding::blocking("no-disk", text));
+    }
+    out
+}
+
+fn processor(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
+    if from.cpu.arch != to.cpu.arch {
+        let text = format!("{} is {} and {} is {}", from.name, from.cpu.arch, to.name, to.cpu.arch);
+        return Some(Finding::blocking("cpu-incompatible", text));
+    }
+    let missing: Vec<&str> = from.cpu.flags.difference(&to.cpu.flags).map(String::as_str).collect();
+    if missing.is_empty() {
+        return None;
+    }
+    let shown = missing[..missing.len().min(10)].join(" ");
+    let more = if missing.len() > 10 { format!(" and {} more", missing.len() - 10) } else { String::new() };
+    let text = format!(
+        "the processor of {} lacks what a program may have found on {}: {shown}{more}; choose a host with at least the same features",
+        to.name, from.name
+    );
+    Some(Finding::blocking("cpu-incompatible", text))
+}
+
+fn criu(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
+    let unusable = |host: &HostFacts| {
+        let why = host.criu_problem.as_deref().unwrap_or("CRIU was not found");
+        let text = format!("{} cannot use CRIU: {why}; run scripts/setup there", host.name);
+        Finding::blocking("criu-incompatible", text)
+    };
+    let Some(source) = from.criu else { return Some(unusable(from)) };
+    let Some(destination) = to.criu else { return Some(unusable(to)) };
+    let release = |v: CriuVersion| (v.major, v.minor);
+    let text = if destination < CriuVersion::OLDEST {
+        format!("{} has CRIU {destination}, {} or newer is needed", to.name, CriuVersion::OLDEST)
+    } else if release(destination) < release(source) {
+        format!(
+            "{} has CRIU {destination}, which may not read the images of {source} on {}; install {source} or newer there",
+            to.name, from.name
+        )
+    } else {
+        return None;
+    };
+    Some(Finding::blocking("criu-incompatible", text))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::model::CpuFacts;
+
+    fn host(name: &str) -> HostFacts {
+        HostFacts {
+            name: name.parse().unwrap(),
+            godwit: "0.1.0".into(),
+            kernel: "6.18".into(),
+            cpu: CpuFacts {
+                arch: "x86_64".into(),
+                vendor: "GenuineIntel".into(),
+                flags: ["sse2", "avx"].map(String::from).into(),
+            },
+            criu: Some("4.2.1".parse().unwrap()),
+            criu_problem: None,
+            soft_dirty: false,
+            memory_available: Bytes(1 << 30),
+        }
+    }
+
+    fn codes(from: &HostFacts, to: &HostFacts, change: impl FnOnce(&mut Coming<'_>, &mut Here<'_>)) -> Vec<String> {
+        let mut coming = Coming {
+            name: "web",
+            address: "10.88.0.10".into(),
+            facts: from,
+            memory: Bytes(256 << 20),
+            files: Bytes(1 << 20),
+        };
+        let mut here = Here {
+            facts: to,
+            name_taken: false,
+            address_holder: None,
+            address_fits: true,
+            disk_available: Bytes(1 << 30),
+        };
+        change(&mut coming, &mut here);
+        let findings = preflight(&coming, &here);
+        assert!(findings.iter().all(|f| f.blocking && f.text.len() > 20));
+        findings.into_iter().map(|f| f.code).collect()
+    }
+
+    #[test]
+    fn two_equal_hosts_have_no_objection() {
+        assert_eq!(codes(&host("alpha"), &host("beta"), |_, _| ()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_reason_is_named_at_once() {
+        let found = codes(&host("alpha"), &host("beta"), |coming, here| {
+            here.name_taken = true;
+            here.address_holder = Some("db".into());
+            here.address_fits = false;
+            here.disk_available = Bytes(0);
+            coming.memory = Bytes(1 << 30);
+        });
+        assert_eq!(found, ["name-in-use", "address-in-use", "address-outside", "no-room", "no-disk"]);
+    }
+
+    #[test]
+    fn a_processor_must_have_every_feature_of_the_source() {
+        let mut poorer = host("beta");
+        poorer.cpu.flags.remove("avx");
+        assert_eq!(codes(&host("alpha"), &poorer, |_, _| ()), ["cpu-incompatible"]);
+        assert_eq!(codes(&poorer, &host("alpha"), |_, _| ()), Vec::<String>::new());
+        let mut other = host("beta");
+        other.cpu.arch = "aarch64".into();
+        assert_eq!(codes(&host("alpha"), &other, |_, _| ()), ["cpu-incompatible"]);
+    }
+
+    #[test]
+    fn an_older_criu_is_refused_and_a_newer_one_is_not() {
+        let with = |v: Option<&str>| HostFacts { criu: v.map(|v| v.parse().unwrap()), ..host("beta") };
+        for (version, fine) in
+            [(Some("4.2"), true), (Some("4.3"), true), (Some("4.1.1"), false), (Some("3.19"), false), (None, false)]
+        {
+            assert_eq!(codes(&host("alpha"), &with(version), |_, _| ()).is_empty(), fine, "{version:?}");
+        }
+    }
+}
