@@ -84,7 +84,11 @@ impl Kind {
     }
 
     fn limit(self) -> usize {
-        if self == Self::Control { MAX_CONTROL } else { MAX_PAYLOAD }
+        if self == Self::Control {
+            MAX_CONTROL
+        } else {
+            MAX_PAYLOAD
+        }
     }
 }
 
@@ -96,7 +100,11 @@ pub fn header(kind: Kind, payload: &[u8]) -> Result<[u8; HEADER], CodecError> {
     let length = payload.len();
     let limit = kind.limit();
     let wire = u32::try_from(length).ok().filter(|_| length <= limit);
-    let wire = wire.ok_or(CodecError::TooLong { kind, length, limit })?;
+    let wire = wire.ok_or(CodecError::TooLong {
+        kind,
+        length,
+        limit,
+    })?;
     let mut out = [0; HEADER];
     out[0] = kind as u8;
     out[4..].copy_from_slice(&wire.to_le_bytes());
@@ -112,7 +120,15 @@ pub fn parse_header(bytes: [u8; HEADER]) -> Result<(Kind, usize), CodecError> {
     let kind = kind.ok_or(CodecError::Header { header: bytes })?;
     let length = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]) as usize;
     let limit = kind.limit();
-    if length > limit { Err(CodecError::TooLong { kind, length, limit }) } else { Ok((kind, length)) }
+    if length > limit {
+        Err(CodecError::TooLong {
+            kind,
+            length,
+            limit,
+        })
+    } else {
+        Ok((kind, length))
+    }
 }
 
 /// A piece of a CRIU image file: `u16 length of the name, name, u64 offset, bytes`, little-endian.
@@ -135,7 +151,11 @@ impl<'a> Chunk<'a> {
     /// As the payload of a [`Kind::Dump`] frame.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(2 + self.name.len() + 8 + self.bytes.len());
-        out.extend_from_slice(&u16::try_from(self.name.len()).unwrap_or(u16::MAX).to_le_bytes());
+        out.extend_from_slice(
+            &u16::try_from(self.name.len())
+                .unwrap_or(u16::MAX)
+                .to_le_bytes(),
+        );
         out.extend_from_slice(self.name.as_bytes());
         out.extend_from_slice(&self.offset.to_le_bytes());
         out.extend_from_slice(self.bytes);
@@ -150,13 +170,26 @@ impl<'a> Chunk<'a> {
         let bad = |what| CodecError::Chunk { what };
         let (length, rest) = payload.split_first_chunk::<2>().ok_or(bad("cut short"))?;
         let length = usize::from(u16::from_le_bytes(*length));
-        let (name, rest) = rest.split_at_checked(length).ok_or(bad("cut short in its name"))?;
-        let (offset, bytes) = rest.split_first_chunk::<8>().ok_or(bad("cut short in its offset"))?;
-        let name = std::str::from_utf8(name).ok().filter(|n| is_plain(n)).ok_or(bad("not a plain file name"))?;
+        let (name, rest) = rest
+            .split_at_checked(length)
+            .ok_or(bad("cut short in its name"))?;
+        let (offset, bytes) = rest
+            .split_first_chunk::<8>()
+            .ok_or(bad("cut short in its offset"))?;
+        let name = std::str::from_utf8(name)
+            .ok()
+            .filter(|n| is_plain(n))
+            .ok_or(bad("not a plain file name"))?;
         let offset = u64::from_le_bytes(*offset);
-        let end = offset.checked_add(bytes.len() as u64).filter(|&end| end <= MAX_IMAGE);
+        let end = offset
+            .checked_add(bytes.len() as u64)
+            .filter(|&end| end <= MAX_IMAGE);
         end.ok_or(bad("beyond the largest image file"))?;
-        Ok(Self { name, offset, bytes })
+        Ok(Self {
+            name,
+            offset,
+            bytes,
+        })
     }
 }
 
@@ -172,7 +205,13 @@ mod test {
 
     #[test]
     fn a_header_survives_and_nothing_else_does() {
-        for kind in [Kind::Control, Kind::Image, Kind::Storage, Kind::Pages, Kind::Dump] {
+        for kind in [
+            Kind::Control,
+            Kind::Image,
+            Kind::Storage,
+            Kind::Pages,
+            Kind::Dump,
+        ] {
             let made = header(kind, &[7; 300]).unwrap();
             assert_eq!(parse_header(made), Ok((kind, 300)));
             let mut reserved = made;
@@ -188,7 +227,11 @@ mod test {
 
     #[test]
     fn a_chunk_survives_and_every_truncation_is_refused() {
-        let chunk = Chunk { name: "core-1.img", offset: 77, bytes: b"abc" };
+        let chunk = Chunk {
+            name: "core-1.img",
+            offset: 77,
+            bytes: b"abc",
+        };
         let wire = chunk.encode();
         assert_eq!(Chunk::decode(&wire).unwrap(), chunk);
         for cut in 0..wire.len() - 3 {
@@ -198,11 +241,32 @@ mod test {
 
     #[test]
     fn a_chunk_never_names_another_directory() {
-        for name in ["", ".", "..", "../x", "a/b", "/etc/passwd", ".hidden", "a\0b", "ä", &"x".repeat(129)] {
-            let wire = Chunk { name, offset: 0, bytes: b"" }.encode();
+        for name in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "a/b",
+            "/etc/passwd",
+            ".hidden",
+            "a\0b",
+            "ä",
+            &"x".repeat(129),
+        ] {
+            let wire = Chunk {
+                name,
+                offset: 0,
+                bytes: b"",
+            }
+            .encode();
             assert!(Chunk::decode(&wire).is_err(), "{name:?}");
         }
-        let wire = Chunk { name: "a", offset: u64::MAX, bytes: b"x" }.encode();
+        let wire = Chunk {
+            name: "a",
+            offset: u64::MAX,
+            bytes: b"x",
+        }
+        .encode();
         assert!(Chunk::decode(&wire).is_err());
     }
 }

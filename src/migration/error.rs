@@ -69,7 +69,9 @@ pub enum MigrationError {
         source: Cause,
     },
     /// The journal could not be written, so nothing that depends on it was done.
-    #[error("the journal of migration {id} could not be written; is the state directory full or read-only?")]
+    #[error(
+        "the journal of migration {id} could not be written; is the state directory full or read-only?"
+    )]
     Journal {
         /// Which migration.
         id: MigrationId,
@@ -82,7 +84,19 @@ pub enum MigrationError {
 impl MigrationError {
     /// A failure of this host's own part.
     pub fn local(phase: Phase, source: impl Into<Cause>) -> Self {
-        Self::Local { phase, source: source.into() }
+        Self::Local {
+            phase,
+            source: source.into(),
+        }
+    }
+
+    /// A message that has no place in this phase.
+    pub fn unexpected(message: &super::Message, phase: Phase) -> Self {
+        let text = serde_json::to_string(message).unwrap_or_default();
+        Self::Unexpected {
+            what: text.chars().take(200).collect(),
+            phase,
+        }
     }
 
     /// The whole chain in one line, for reports and for the other host.
@@ -107,6 +121,10 @@ impl MigrationError {
 }
 
 fn texts(findings: &[Finding]) -> String {
-    let blocking: Vec<&str> = findings.iter().filter(|f| f.blocking).map(|f| f.text.as_str()).collect();
+    let blocking: Vec<&str> = findings
+        .iter()
+        .filter(|f| f.blocking)
+        .map(|f| f.text.as_str())
+        .collect();
     blocking.join("; ")
 }

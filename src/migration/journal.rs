@@ -96,7 +96,9 @@ impl Directory {
     /// When it cannot be made.
     pub fn open(path: &Path) -> io::Result<Self> {
         std::fs::create_dir_all(path)?;
-        Ok(Self { path: path.to_owned() })
+        Ok(Self {
+            path: path.to_owned(),
+        })
     }
 
     fn file(&self, id: MigrationId) -> PathBuf {
@@ -108,8 +110,15 @@ impl Directory {
     /// # Errors
     /// When the directory cannot be read.
     pub fn prune(&self) -> io::Result<()> {
-        let finished: Vec<Entry> = self.all()?.into_iter().filter(|e| e.state.is_final()).collect();
-        for entry in finished.iter().take(finished.len().saturating_sub(REMEMBERED)) {
+        let finished: Vec<Entry> = self
+            .all()?
+            .into_iter()
+            .filter(|e| e.state.is_final())
+            .collect();
+        for entry in finished
+            .iter()
+            .take(finished.len().saturating_sub(REMEMBERED))
+        {
             std::fs::remove_file(self.file(entry.id))?;
         }
         Ok(())
@@ -124,7 +133,9 @@ impl Journal for Directory {
 
     fn read(&self, id: MigrationId) -> io::Result<Option<Entry>> {
         match std::fs::read(self.file(id)) {
-            Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map(Some)
+                .map_err(io::Error::other),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -134,7 +145,10 @@ impl Journal for Directory {
         let mut entries = Vec::new();
         for file in std::fs::read_dir(&self.path)? {
             let path = file?.path();
-            let id = path.file_stem().and_then(|s| s.to_str()).and_then(|s| s.parse().ok());
+            let id = path
+                .file_stem()
+                .and_then(|s| s.to_str())
+                .and_then(|s| s.parse().ok());
             if let (Some(id), Some("json")) = (id, path.extension().and_then(|e| e.to_str())) {
                 entries.extend(self.read(id)?);
             }
@@ -169,7 +183,12 @@ mod test {
         journal.write(&entry(2, JournalState::Began)).unwrap();
         journal.write(&entry(1, JournalState::Moved)).unwrap();
         journal.write(&entry(2, JournalState::HandedOver)).unwrap();
-        let states: Vec<_> = journal.all().unwrap().into_iter().map(|e| e.state).collect();
+        let states: Vec<_> = journal
+            .all()
+            .unwrap()
+            .into_iter()
+            .map(|e| e.state)
+            .collect();
         assert_eq!(states, [JournalState::Moved, JournalState::HandedOver]);
     }
 
@@ -181,7 +200,12 @@ mod test {
         for i in 1..=u8::try_from(REMEMBERED).unwrap() {
             journal.write(&entry(i, JournalState::Moved)).unwrap();
         }
-        journal.write(&Entry { id: MigrationId([255; 8]), ..entry(255, JournalState::StayedHere) }).unwrap();
+        journal
+            .write(&Entry {
+                id: MigrationId([255; 8]),
+                ..entry(255, JournalState::StayedHere)
+            })
+            .unwrap();
         journal.prune().unwrap();
         let left = journal.all().unwrap();
         assert_eq!(left.len(), REMEMBERED + 1);

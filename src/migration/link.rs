@@ -61,7 +61,9 @@ impl Outbox {
         if self.cancel.is_cancelled() {
             return Err(OutboxError::Cancelled);
         }
-        self.queue.blocking_send(Frame { kind, payload }).map_err(|_| OutboxError::Lost)
+        self.queue
+            .blocking_send(Frame { kind, payload })
+            .map_err(|_| OutboxError::Lost)
     }
 
     /// Says something, waiting while the queue is full. From threads, never from a task.
@@ -69,7 +71,9 @@ impl Outbox {
     /// # Errors
     /// When the connection is lost.
     pub fn say_blocking(&self, message: &Message) -> Result<(), OutboxError> {
-        self.queue.blocking_send(control(message)).map_err(|_| OutboxError::Lost)
+        self.queue
+            .blocking_send(control(message))
+            .map_err(|_| OutboxError::Lost)
     }
 
     /// Says something. From a task.
@@ -77,7 +81,10 @@ impl Outbox {
     /// # Errors
     /// When the connection is lost.
     pub async fn say(&self, message: &Message) -> Result<(), OutboxError> {
-        self.queue.send(control(message)).await.map_err(|_| OutboxError::Lost)
+        self.queue
+            .send(control(message))
+            .await
+            .map_err(|_| OutboxError::Lost)
     }
 
     /// Bytes written so far, headers included.
@@ -88,7 +95,10 @@ impl Outbox {
 
 fn control(message: &Message) -> Frame {
     // Messages are values of a closed set with string keys: JSON cannot fail on them.
-    Frame { kind: Kind::Control, payload: serde_json::to_vec(message).unwrap_or_default() }
+    Frame {
+        kind: Kind::Control,
+        payload: serde_json::to_vec(message).unwrap_or_default(),
+    }
 }
 
 /// One connection between two hosts.
@@ -109,7 +119,22 @@ impl Link {
         let written = Arc::new(AtomicU64::new(0));
         let reader = tokio::spawn(read_all(read, in_tx));
         let writer = tokio::spawn(write_all(write, out_rx, written.clone()));
-        Self { inbox, outbox: Outbox { queue, cancel, written }, reader, writer }
+        Self {
+            inbox,
+            outbox: Outbox {
+                queue,
+                cancel,
+                written,
+            },
+            reader,
+            writer,
+        }
+    }
+
+    /// A connection that has ended, to stand in while the real one is used by a thread.
+    pub fn closed() -> Self {
+        let (stream, _) = tokio::io::duplex(1);
+        Self::new(stream, CancellationToken::new())
     }
 
     /// The sending half.
@@ -122,7 +147,13 @@ impl Link {
     /// # Errors
     /// When the connection is lost, or the bytes are not of this protocol.
     pub async fn receive(&mut self, phase: Phase) -> Result<Inbound, MigrationError> {
-        self.inbox.recv().await.unwrap_or(Err(MigrationError::LinkLost { phase, source: None }))
+        self.inbox
+            .recv()
+            .await
+            .unwrap_or(Err(MigrationError::LinkLost {
+                phase,
+                source: None,
+            }))
     }
 
     /// The same, for threads.
@@ -130,7 +161,12 @@ impl Link {
     /// # Errors
     /// As [`Link::receive`].
     pub fn receive_blocking(&mut self, phase: Phase) -> Result<Inbound, MigrationError> {
-        self.inbox.blocking_recv().unwrap_or(Err(MigrationError::LinkLost { phase, source: None }))
+        self.inbox
+            .blocking_recv()
+            .unwrap_or(Err(MigrationError::LinkLost {
+                phase,
+                source: None,
+            }))
     }
 
     /// The next control message; data has no place here.
@@ -140,9 +176,10 @@ impl Link {
     pub async fn receive_message(&mut self, phase: Phase) -> Result<Message, MigrationError> {
         match self.receive(phase).await? {
             Inbound::Message(message) => Ok(message),
-            Inbound::Data(frame) => {
-                Err(MigrationError::Unexpected { what: format!("a frame of {:?}", frame.kind), phase })
-            }
+            Inbound::Data(frame) => Err(MigrationError::Unexpected {
+                what: format!("a frame of {:?}", frame.kind),
+                phase,
+            }),
         }
     }
 
@@ -151,12 +188,23 @@ impl Link {
     /// # Errors
     /// When the connection is lost.
     pub async fn say(&self, message: &Message, phase: Phase) -> Result<(), MigrationError> {
-        self.outbox.say(message).await.map_err(|_| MigrationError::LinkLost { phase, source: None })
+        self.outbox
+            .say(message)
+            .await
+            .map_err(|_| MigrationError::LinkLost {
+                phase,
+                source: None,
+            })
     }
 
     /// Writes what is queued, then closes. Clones of the outbox must be gone.
     pub async fn close(self) {
-        let Self { inbox, outbox, reader, writer } = self;
+        let Self {
+            inbox,
+            outbox,
+            reader,
+            writer,
+        } = self;
         drop(outbox);
         // A peer that takes nothing more must not hold us: what was said last is lost with the link.
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), writer).await;
@@ -165,7 +213,10 @@ impl Link {
     }
 }
 
-async fn read_all<S: Duplex>(mut stream: ReadHalf<S>, inbox: mpsc::Sender<Result<Inbound, MigrationError>>) {
+async fn read_all<S: Duplex>(
+    mut stream: ReadHalf<S>,
+    inbox: mpsc::Sender<Result<Inbound, MigrationError>>,
+) {
     loop {
         let next = read_one(&mut stream).await;
         let last = next.is_err();
@@ -177,10 +228,14 @@ async fn read_all<S: Duplex>(mut stream: ReadHalf<S>, inbox: mpsc::Sender<Result
 
 async fn read_one<S: Duplex>(stream: &mut ReadHalf<S>) -> Result<Inbound, MigrationError> {
     // The phase is filled in by who waits; a reader does not know it.
-    let lost = |source| MigrationError::LinkLost { phase: Phase::Negotiate, source: Some(source) };
+    let lost = |source| MigrationError::LinkLost {
+        phase: Phase::Negotiate,
+        source: Some(source),
+    };
     let mut header = [0; HEADER];
     stream.read_exact(&mut header).await.map_err(lost)?;
-    let (kind, length) = codec::parse_header(header).map_err(|source| MigrationError::Codec { source })?;
+    let (kind, length) =
+        codec::parse_header(header).map_err(|source| MigrationError::Codec { source })?;
     let mut payload = vec![0; length];
     stream.read_exact(&mut payload).await.map_err(lost)?;
     if kind != Kind::Control {
@@ -190,7 +245,10 @@ async fn read_one<S: Duplex>(stream: &mut ReadHalf<S>) -> Result<Inbound, Migrat
         Ok(message) => Ok(Inbound::Message(message)),
         Err(error) => {
             let what = format!("a message that cannot be understood ({error})");
-            Err(MigrationError::Unexpected { what, phase: Phase::Negotiate })
+            Err(MigrationError::Unexpected {
+                what,
+                phase: Phase::Negotiate,
+            })
         }
     }
 }
@@ -228,11 +286,19 @@ impl MigrationError {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(cause.as_ref());
         while let Some(error) = next {
             match error.downcast_ref::<OutboxError>() {
-                Some(OutboxError::Lost) => return Self::LinkLost { phase, source: None },
+                Some(OutboxError::Lost) => {
+                    return Self::LinkLost {
+                        phase,
+                        source: None,
+                    };
+                }
                 Some(OutboxError::Cancelled) => return Self::Cancelled { phase },
                 None => next = error.source(),
             }
         }
-        Self::Local { phase, source: cause }
+        Self::Local {
+            phase,
+            source: cause,
+        }
     }
 }

@@ -179,7 +179,10 @@ mod test {
 
     #[test]
     fn the_newest_version_both_speak_is_chosen() {
-        assert_eq!(common_version(OLDEST_VERSION, NEWEST_VERSION), Some(NEWEST_VERSION));
+        assert_eq!(
+            common_version(OLDEST_VERSION, NEWEST_VERSION),
+            Some(NEWEST_VERSION)
+        );
         assert_eq!(common_version(0, NEWEST_VERSION + 5), Some(NEWEST_VERSION));
         assert_eq!(common_version(NEWEST_VERSION + 1, NEWEST_VERSION + 2), None);
         assert_eq!(common_version(0, OLDEST_VERSION - 1), None);
@@ -190,9 +193,14 @@ mod test {
     fn messages_survive_their_json() {
         for message in [
             Message::Welcome { version: 1 },
-            Message::Verdict(Verdict::HandedOver { generation: Generation(4) }),
+            Message::Verdict(Verdict::HandedOver {
+                generation: Generation(4),
+            }),
             Message::Fate(Fate::Discarded),
-            Message::DumpEnd(Summary { images: vec![("a.img".into(), 3)], ..Summary::default() }),
+            Message::DumpEnd(Summary {
+                images: vec![("a.img".into(), 3)],
+                ..Summary::default()
+            }),
         ] {
             let json = serde_json::to_vec(&message).unwrap();
             assert_eq!(serde_json::from_slice::<Message>(&json).unwrap(), message);

@@ -62,5 +62,7 @@ pub use hook::{Hook, NoHook};
 pub use journal::{Entry, Journal, JournalState};
 pub use link::{Duplex, Link, Outbox};
 pub use message::{Message, Offer, Summary};
-pub use movable::{Arriving, Destination, HandedOver, Held, Movable, Restored, RoundStats};
+pub use movable::{
+    Arriving, Destination, HandedOver, Held, Movable, Restored, RoundStats, RunError,
+};
 pub use observe::Observer;

@@ -22,6 +22,17 @@ pub struct RoundStats {
     pub sent: Pages,
 }
 
+/// Why a restored container does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It has not executed a single instruction here, and cannot.
+    #[error("the restored container never ran")]
+    NeverRan(#[source] Cause),
+    /// It has run here, or may have: its source copy is stale.
+    #[error("the restored container ran and is gone")]
+    HasRun(#[source] Cause),
+}
+
 /// A container that runs on this host and may leave it.
 pub trait Movable: Send + 'static {
     /// What it becomes when frozen.
@@ -121,7 +132,7 @@ pub trait Arriving: Send + 'static {
 pub trait Restored: Send + 'static {
     /// To be called after the journal says `Accepted`: lets it run under this generation, opens the gate,
     /// announces it. Idempotent; restores again from the images when the held copy has died.
-    fn run(&mut self, generation: Generation) -> Result<(), Cause>;
+    fn run(&mut self, generation: Generation) -> Result<(), RunError>;
 
     /// It runs: frees the images.
     fn settle(self) -> Result<(), Cause>;

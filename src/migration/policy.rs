@@ -53,26 +53,39 @@ pub fn decide(view: &View<'_>) -> Decision {
         ));
     }
     if !view.can_precopy {
-        return Decision::Freeze("this kernel tracks no dirty pages: all memory is copied in the blackout".into());
+        return Decision::Freeze(
+            "this kernel tracks no dirty pages: all memory is copied in the blackout".into(),
+        );
     }
     if view.options.max_rounds == 0 {
-        return Decision::Freeze("no rounds are wished: all memory is copied in the blackout".into());
+        return Decision::Freeze(
+            "no rounds are wished: all memory is copied in the blackout".into(),
+        );
     }
     let Some(now) = predict(view.rounds, view.fixed) else {
         return Decision::Another("round 0 copies all memory".into());
     };
     let ms = now.as_millis();
     if now <= limit {
-        return Decision::Freeze(format!("predicted blackout {ms} ms is within {} ms", limit.as_millis()));
+        return Decision::Freeze(format!(
+            "predicted blackout {ms} ms is within {} ms",
+            limit.as_millis()
+        ));
     }
     let before = predict(&view.rounds[..view.rounds.len() - 1], view.fixed);
     if before.is_some_and(|before| now.as_secs_f64() > 0.9 * before.as_secs_f64()) {
         return Decision::Freeze(format!("predicted blackout {ms} ms does not fall any more"));
     }
     if view.rounds.len() as u64 >= u64::from(view.options.max_rounds) {
-        return Decision::Freeze(format!("predicted blackout {ms} ms after the last of {} rounds", view.rounds.len()));
+        return Decision::Freeze(format!(
+            "predicted blackout {ms} ms after the last of {} rounds",
+            view.rounds.len()
+        ));
     }
-    Decision::Another(format!("predicted blackout {ms} ms is above {} ms", limit.as_millis()))
+    Decision::Another(format!(
+        "predicted blackout {ms} ms is above {} ms",
+        limit.as_millis()
+    ))
 }
 
 /// The blackout to expect when the container is frozen after these rounds; none before the first.
@@ -80,7 +93,9 @@ pub fn predict(rounds: &[Round], fixed: Duration) -> Option<Duration> {
     let last = rounds.last()?;
     let rate = Bytes(last.sent.0 * PAGE_SIZE).per(last.duration);
     let residual = residual(rounds);
-    let copy = rate.and_then(|r| r.time_for(residual)).unwrap_or(Duration::ZERO);
+    let copy = rate
+        .and_then(|r| r.time_for(residual))
+        .unwrap_or(Duration::ZERO);
     Some(fixed + copy)
 }
 
@@ -88,7 +103,9 @@ fn residual(rounds: &[Round]) -> Bytes {
     let last = rounds[rounds.len() - 1];
     let sent = last.sent.bytes();
     // Round 0 sends everything and tells nothing of the dirty rate: expect the worst, all of it again.
-    let Some(before) = rounds.len().checked_sub(2).map(|i| rounds[i]) else { return sent };
+    let Some(before) = rounds.len().checked_sub(2).map(|i| rounds[i]) else {
+        return sent;
+    };
     let scale = last.duration.as_secs_f64() / before.duration.as_secs_f64().max(1e-6);
     let scaled = sent.0 as f64 * scale;
     // Never expect more than all pages there are.
@@ -111,7 +128,13 @@ mod test {
     }
 
     fn view<'a>(rounds: &'a [Round], options: &'a MigrationOptions) -> View<'a> {
-        View { rounds, options, can_precopy: true, fixed: Duration::from_millis(60), elapsed: Duration::from_secs(1) }
+        View {
+            rounds,
+            options,
+            can_precopy: true,
+            fixed: Duration::from_millis(60),
+            elapsed: Duration::from_secs(1),
+        }
     }
 
     #[test]
@@ -124,39 +147,69 @@ mod test {
     fn a_quiet_container_is_frozen_after_two_rounds() {
         let options = MigrationOptions::default();
         let rounds = [round(0, 1000, 100_000), round(1, 20, 100)];
-        assert!(matches!(decide(&view(&rounds[..1], &options)), Decision::Another(_)));
-        assert!(matches!(decide(&view(&rounds, &options)), Decision::Freeze(_)));
+        assert!(matches!(
+            decide(&view(&rounds[..1], &options)),
+            Decision::Another(_)
+        ));
+        assert!(matches!(
+            decide(&view(&rounds, &options)),
+            Decision::Freeze(_)
+        ));
     }
 
     #[test]
     fn a_container_that_dirties_as_fast_as_we_copy_is_frozen_without_more_rounds() {
         let options = MigrationOptions::default();
-        let rounds = [round(0, 1000, 100_000), round(1, 1000, 99_000), round(2, 1000, 98_000)];
-        let Decision::Freeze(why) = decide(&view(&rounds, &options)) else { panic!("another round") };
+        let rounds = [
+            round(0, 1000, 100_000),
+            round(1, 1000, 99_000),
+            round(2, 1000, 98_000),
+        ];
+        let Decision::Freeze(why) = decide(&view(&rounds, &options)) else {
+            panic!("another round")
+        };
         assert!(why.contains("does not fall"), "{why}");
     }
 
     #[test]
     fn the_limits_of_time_and_rounds_hold() {
-        let options = MigrationOptions { max_rounds: 2, ..MigrationOptions::default() };
+        let options = MigrationOptions {
+            max_rounds: 2,
+            ..MigrationOptions::default()
+        };
         let rounds = [round(0, 4000, 100_000), round(1, 2000, 60_000)];
-        assert!(matches!(decide(&view(&rounds, &options)), Decision::Freeze(_)));
-        let late = View { elapsed: Duration::from_secs(31), ..view(&rounds, &options) };
+        assert!(matches!(
+            decide(&view(&rounds, &options)),
+            Decision::Freeze(_)
+        ));
+        let late = View {
+            elapsed: Duration::from_secs(31),
+            ..view(&rounds, &options)
+        };
         assert!(matches!(decide(&late), Decision::GiveUp(_)));
     }
 
     #[test]
     fn without_a_tracker_everything_is_copied_in_the_blackout() {
         let options = MigrationOptions::default();
-        let none = View { can_precopy: false, ..view(&[], &options) };
+        let none = View {
+            can_precopy: false,
+            ..view(&[], &options)
+        };
         assert!(matches!(decide(&none), Decision::Freeze(_)));
-        let unwished = MigrationOptions { max_rounds: 0, ..options };
+        let unwished = MigrationOptions {
+            max_rounds: 0,
+            ..options
+        };
         assert!(matches!(decide(&view(&[], &unwished)), Decision::Freeze(_)));
     }
 
     #[test]
     fn an_instant_round_divides_by_nothing() {
         let rounds = [round(0, 0, 0), round(1, 0, 0)];
-        assert_eq!(predict(&rounds, Duration::from_millis(60)), Some(Duration::from_millis(60)));
+        assert_eq!(
+            predict(&rounds, Duration::from_millis(60)),
+            Some(Duration::from_millis(60))
+        );
     }
 }

@@ -58,7 +58,10 @@ fn identity(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
         out.push(Finding::blocking("name-in-use", text));
     }
     if let Some(holder) = &here.address_holder {
-        let text = format!("the address {} is held by {holder} on {host}; free it there", coming.address);
+        let text = format!(
+            "the address {} is held by {holder} on {host}; free it there",
+            coming.address
+        );
         out.push(Finding::blocking("address-in-use", text));
     }
     if !here.address_fits {
@@ -95,15 +98,27 @@ fn room(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
 
 fn processor(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
     if from.cpu.arch != to.cpu.arch {
-        let text = format!("{} is {} and {} is {}", from.name, from.cpu.arch, to.name, to.cpu.arch);
+        let text = format!(
+            "{} is {} and {} is {}",
+            from.name, from.cpu.arch, to.name, to.cpu.arch
+        );
         return Some(Finding::blocking("cpu-incompatible", text));
     }
-    let missing: Vec<&str> = from.cpu.flags.difference(&to.cpu.flags).map(String::as_str).collect();
+    let missing: Vec<&str> = from
+        .cpu
+        .flags
+        .difference(&to.cpu.flags)
+        .map(String::as_str)
+        .collect();
     if missing.is_empty() {
         return None;
     }
     let shown = missing[..missing.len().min(10)].join(" ");
-    let more = if missing.len() > 10 { format!(" and {} more", missing.len() - 10) } else { String::new() };
+    let more = if missing.len() > 10 {
+        format!(" and {} more", missing.len() - 10)
+    } else {
+        String::new()
+    };
     let text = format!(
         "the processor of {} lacks what a program may have found on {}: {shown}{more}; choose a host with at least the same features",
         to.name, from.name
@@ -114,14 +129,25 @@ fn processor(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
 fn criu(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
     let unusable = |host: &HostFacts| {
         let why = host.criu_problem.as_deref().unwrap_or("CRIU was not found");
-        let text = format!("{} cannot use CRIU: {why}; run scripts/setup there", host.name);
+        let text = format!(
+            "{} cannot use CRIU: {why}; run scripts/setup there",
+            host.name
+        );
         Finding::blocking("criu-incompatible", text)
     };
-    let Some(source) = from.criu else { return Some(unusable(from)) };
-    let Some(destination) = to.criu else { return Some(unusable(to)) };
+    let Some(source) = from.criu else {
+        return Some(unusable(from));
+    };
+    let Some(destination) = to.criu else {
+        return Some(unusable(to));
+    };
     let release = |v: CriuVersion| (v.major, v.minor);
     let text = if destination < CriuVersion::OLDEST {
-        format!("{} has CRIU {destination}, {} or newer is needed", to.name, CriuVersion::OLDEST)
+        format!(
+            "{} has CRIU {destination}, {} or newer is needed",
+            to.name,
+            CriuVersion::OLDEST
+        )
     } else if release(destination) < release(source) {
         format!(
             "{} has CRIU {destination}, which may not read the images of {source} on {}; install {source} or newer there",
@@ -155,7 +181,11 @@ mod test {
         }
     }
 
-    fn codes(from: &HostFacts, to: &HostFacts, change: impl FnOnce(&mut Coming<'_>, &mut Here<'_>)) -> Vec<String> {
+    fn codes(
+        from: &HostFacts,
+        to: &HostFacts,
+        change: impl FnOnce(&mut Coming<'_>, &mut Here<'_>),
+    ) -> Vec<String> {
         let mut coming = Coming {
             name: "web",
             address: "10.88.0.10".into(),
@@ -178,7 +208,10 @@ mod test {
 
     #[test]
     fn two_equal_hosts_have_no_objection() {
-        assert_eq!(codes(&host("alpha"), &host("beta"), |_, _| ()), Vec::<String>::new());
+        assert_eq!(
+            codes(&host("alpha"), &host("beta"), |_, _| ()),
+            Vec::<String>::new()
+        );
     }
 
     #[test]
@@ -190,27 +223,56 @@ mod test {
             here.disk_available = Bytes(0);
             coming.memory = Bytes(1 << 30);
         });
-        assert_eq!(found, ["name-in-use", "address-in-use", "address-outside", "no-room", "no-disk"]);
+        assert_eq!(
+            found,
+            [
+                "name-in-use",
+                "address-in-use",
+                "address-outside",
+                "no-room",
+                "no-disk"
+            ]
+        );
     }
 
     #[test]
     fn a_processor_must_have_every_feature_of_the_source() {
         let mut poorer = host("beta");
         poorer.cpu.flags.remove("avx");
-        assert_eq!(codes(&host("alpha"), &poorer, |_, _| ()), ["cpu-incompatible"]);
-        assert_eq!(codes(&poorer, &host("alpha"), |_, _| ()), Vec::<String>::new());
+        assert_eq!(
+            codes(&host("alpha"), &poorer, |_, _| ()),
+            ["cpu-incompatible"]
+        );
+        assert_eq!(
+            codes(&poorer, &host("alpha"), |_, _| ()),
+            Vec::<String>::new()
+        );
         let mut other = host("beta");
         other.cpu.arch = "aarch64".into();
-        assert_eq!(codes(&host("alpha"), &other, |_, _| ()), ["cpu-incompatible"]);
+        assert_eq!(
+            codes(&host("alpha"), &other, |_, _| ()),
+            ["cpu-incompatible"]
+        );
     }
 
     #[test]
     fn an_older_criu_is_refused_and_a_newer_one_is_not() {
-        let with = |v: Option<&str>| HostFacts { criu: v.map(|v| v.parse().unwrap()), ..host("beta") };
-        for (version, fine) in
-            [(Some("4.2"), true), (Some("4.3"), true), (Some("4.1.1"), false), (Some("3.19"), false), (None, false)]
-        {
-            assert_eq!(codes(&host("alpha"), &with(version), |_, _| ()).is_empty(), fine, "{version:?}");
+        let with = |v: Option<&str>| HostFacts {
+            criu: v.map(|v| v.parse().unwrap()),
+            ..host("beta")
+        };
+        for (version, fine) in [
+            (Some("4.2"), true),
+            (Some("4.3"), true),
+            (Some("4.1.1"), false),
+            (Some("3.19"), false),
+            (None, false),
+        ] {
+            assert_eq!(
+                codes(&host("alpha"), &with(version), |_, _| ()).is_empty(),
+                fine,
+                "{version:?}"
+            );
         }
     }
 }

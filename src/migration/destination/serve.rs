@@ -1,0 +1,302 @@
+//! The phases of a migration on its destination, one line each.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::super::conclude::{self, blocking};
+use super::super::error::MigrationError;
+use super::super::journal::{Entry, JournalState};
+use super::super::link::Link;
+use super::super::message::{Fate, Message, Offer, Purpose, Summary, common_version};
+use super::super::movable::{Arriving, Destination};
+use super::receive::receive;
+use super::{Greeting, Job, RestoredOf, Served};
+use crate::model::{Finding, Phase, Side};
+
+/// How often a destination that restores says that it is alive.
+const ALIVE: Duration = Duration::from_millis(500);
+
+/// Understands the first words of a connection, and refuses a version outside the window.
+///
+/// # Errors
+/// When the first words are not understood or not spoken here; the other host has been told.
+pub async fn greet(link: &mut Link) -> Result<Greeting, MigrationError> {
+    let phase = Phase::Negotiate;
+    match link.receive_message(phase).await? {
+        Message::Hello {
+            oldest,
+            newest,
+            migration,
+            purpose,
+        } => match common_version(oldest, newest) {
+            Some(version) => {
+                if matches!(purpose, Purpose::Migrate | Purpose::DryRun) {
+                    link.say(&Message::Welcome { version }, phase).await?;
+                }
+                Ok(Greeting { migration, purpose })
+            }
+            None => {
+                let text = format!(
+                    "the source speaks protocol versions {oldest} to {newest}, this host {} to {}; upgrade the older Godwit",
+                    super::super::message::OLDEST_VERSION,
+                    super::super::message::NEWEST_VERSION
+                );
+                let findings = vec![Finding::blocking("version", text)];
+                link.say(
+                    &Message::Refusal {
+                        findings: findings.clone(),
+                    },
+                    phase,
+                )
+                .await?;
+                Err(MigrationError::Refused { findings })
+            }
+        },
+        other => Err(MigrationError::Unexpected {
+            what: format!("{other:?}").chars().take(200).collect(),
+            phase,
+        }),
+    }
+}
+
+/// Takes a container in.
+///
+/// Until the journal says `Ready` any failure removes everything. Afterwards only the source's word does,
+/// or lets it run.
+pub async fn serve<D: Destination>(mut job: Job<D>) -> Served<RestoredOf<D>> {
+    match prepare(&mut job).await {
+        Ok(Some((entry, restored))) => take_over(job, entry, restored).await,
+        Ok(None) => {
+            job.link.close().await;
+            Served::Nothing
+        }
+        Err((entry, error)) => {
+            tracing::info!(migration = %job.greeting.migration, error = %error.chain(), "a container did not arrive");
+            let _ = job
+                .link
+                .say(&Message::Failed { why: error.chain() }, Phase::Restore)
+                .await;
+            job.link.close().await;
+            match entry {
+                None => Served::Nothing,
+                Some(mut entry) => {
+                    entry.state = JournalState::StayedHere;
+                    if let Err(error) = job.world.journal.write(&entry) {
+                        // `Reserved` has the same meaning to whoever reads it after a restart.
+                        tracing::warn!(migration = %entry.id, %error, "the end of a migration was not journalled");
+                    }
+                    Served::Over(entry)
+                }
+            }
+        }
+    }
+}
+
+type Prepared<R> = Result<Option<(Entry, R)>, (Option<Entry>, MigrationError)>;
+
+/// On success the container is restored, held, and the journal says `Ready`; none for a dry run or a
+/// refusal. On failure nothing is left here but an entry, if one was written.
+async fn prepare<D: Destination>(job: &mut Job<D>) -> Prepared<RestoredOf<D>> {
+    reached(job, Phase::Preflight).await;
+    let Some(offer) = admit(job).await.map_err(|e| (None, e))? else {
+        return Ok(None);
+    };
+    let mut entry = entry(job, &offer);
+    write(job, &mut entry, JournalState::Reserved).map_err(|e| (None, e))?;
+    match restore(job, offer).await {
+        Ok(restored) => match write(job, &mut entry, JournalState::Ready) {
+            Ok(()) => Ok(Some((entry, restored))),
+            Err(error) => {
+                let restored = blocking(Phase::Restore, move || {
+                    super::super::movable::Restored::discard(restored)
+                })
+                .await;
+                if let Err(error) = restored {
+                    tracing::error!(error = %error.chain(), "a restored container was not removed");
+                }
+                Err((Some(entry), error))
+            }
+        },
+        Err(error) => Err((Some(entry), error)),
+    }
+}
+
+/// Reads the offer and answers it. None: refused, or a dry run.
+async fn admit<D: Destination>(job: &mut Job<D>) -> Result<Option<Offer>, MigrationError> {
+    let phase = Phase::Preflight;
+    let offer = match job
+        .link
+        .receive_message(phase)
+        .await
+        .map_err(|e| e.in_phase(phase))?
+    {
+        Message::Offer(offer) => *offer,
+        Message::Cancel { why } => return Err(MigrationError::OtherSide { why }),
+        other => return Err(MigrationError::unexpected(&other, phase)),
+    };
+    let host = job.host.clone();
+    let (offer, findings) = blocking(phase, move || {
+        let findings = host.findings(&offer)?;
+        Ok((offer, findings))
+    })
+    .await?;
+    if findings.iter().any(|f| f.blocking) || job.greeting.purpose == Purpose::DryRun {
+        job.link.say(&Message::Refusal { findings }, phase).await?;
+        return Ok(None);
+    }
+    Ok(Some(offer))
+}
+
+/// Sets a place aside, takes everything, restores. On failure nothing is left.
+async fn restore<D: Destination>(
+    job: &mut Job<D>,
+    offer: Offer,
+) -> Result<RestoredOf<D>, MigrationError> {
+    let host = job.host.clone();
+    let arriving = blocking(Phase::Preflight, move || host.reserve(&offer)).await?;
+    let reserved = Message::Reserved {
+        needs_image: arriving.needs_image(),
+        findings: Vec::new(),
+    };
+    if let Err(error) = job.link.say(&reserved, Phase::Preflight).await {
+        return Err(discard(arriving, error).await);
+    }
+    let (arriving, summary) = match take_all(job, arriving).await? {
+        (arriving, Ok(summary)) => (arriving, summary),
+        (arriving, Err(error)) => return Err(discard(arriving, error).await),
+    };
+    reached(job, Phase::Restore).await;
+    let work = blocking(Phase::Restore, move || arriving.restore(&summary));
+    tokio::pin!(work);
+    let mut alive = tokio::time::interval(ALIVE);
+    loop {
+        tokio::select! {
+            restored = &mut work => return restored,
+            // A lost link shows when `Ready` finds no answer; the restore is not worth interrupting.
+            _ = alive.tick() => { let _ = job.link.say(&Message::Alive, Phase::Restore).await; }
+        }
+    }
+}
+
+/// Runs the blocking receiver on a thread of its own, which borrows link and container for so long.
+async fn take_all<D: Destination>(
+    job: &mut Job<D>,
+    mut arriving: D::Arriving,
+) -> Result<(D::Arriving, Result<Summary, MigrationError>), MigrationError> {
+    let hook = job.hook.clone();
+    let placeholder = Link::closed();
+    let mut link = std::mem::replace(&mut job.link, placeholder);
+    let (link, arriving, result) = blocking(Phase::Storage, move || {
+        let result = receive(&mut link, &mut arriving, hook.as_ref());
+        Ok((link, arriving, result))
+    })
+    .await?;
+    job.link = link;
+    Ok((arriving, result))
+}
+
+async fn discard<A: Arriving>(arriving: A, reason: MigrationError) -> MigrationError {
+    if let Err(error) = blocking(Phase::Settle, move || arriving.discard()).await {
+        tracing::error!(error = %error.chain(), "what had arrived of a container was not removed");
+    }
+    reason
+}
+
+/// The container is held. Says `Ready` and does what the source says.
+async fn take_over<D: Destination>(
+    mut job: Job<D>,
+    entry: Entry,
+    restored: RestoredOf<D>,
+) -> Served<RestoredOf<D>> {
+    let _ = job.link.say(&Message::Ready, Phase::Restore).await;
+    let mut entry = entry;
+    let ended = match word(&mut job).await {
+        Some(Message::HandOver { generation }) => {
+            entry.generation = generation;
+            reached(&job, Phase::Handover).await;
+            // Not journalled: not accepted, and the source's journal tells whoever asks.
+            if let Err(error) = write(&job, &mut entry, JournalState::Accepted) {
+                tracing::error!(migration = %entry.id, error = %error.chain(), "the handover was not journalled");
+                return Served::InDoubt(entry, restored);
+            }
+            conclude::accept(entry.clone(), restored, &job.world).await
+        }
+        Some(Message::Cancel { .. }) => conclude::discard(entry.clone(), restored, &job.world)
+            .await
+            .map(|entry| (entry, None)),
+        _ => return Served::InDoubt(entry, restored),
+    };
+    let (entry, running) = ended.unwrap_or_else(|error| {
+        tracing::error!(migration = %entry.id, error = %error.chain(), "a migration ended badly");
+        (
+            job.world
+                .journal
+                .read(entry.id)
+                .ok()
+                .flatten()
+                .unwrap_or(entry),
+            None,
+        )
+    });
+    let news = match entry.state {
+        JournalState::Moved => Message::Running,
+        JournalState::StayedHere => Message::Fate(Fate::Discarded),
+        _ => Message::Fate(Fate::Pending),
+    };
+    let _ = job.link.say(&news, Phase::Handover).await;
+    reached(&job, Phase::Settle).await;
+    if let Some(running) = running {
+        conclude::settle(&entry, running).await;
+    }
+    job.link.close().await;
+    Served::Over(entry)
+}
+
+/// The source's word; none when it was lost.
+async fn word<D: Destination>(job: &mut Job<D>) -> Option<Message> {
+    loop {
+        match job.link.receive_message(Phase::Handover).await {
+            Ok(word @ (Message::HandOver { .. } | Message::Cancel { .. })) => return Some(word),
+            Ok(_) => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+fn entry<D: Destination>(job: &Job<D>, offer: &Offer) -> Entry {
+    Entry {
+        id: job.greeting.migration,
+        container: offer.spec.name.clone(),
+        side: Side::Destination,
+        peer: job.source.clone(),
+        generation: offer.generation.next(),
+        started_at: job.now,
+        state: JournalState::Reserved,
+        report: None,
+    }
+}
+
+fn write<D: Destination>(
+    job: &Job<D>,
+    entry: &mut Entry,
+    state: JournalState,
+) -> Result<(), MigrationError> {
+    let next = Entry {
+        state,
+        ..entry.clone()
+    };
+    job.world
+        .journal
+        .write(&next)
+        .map_err(|source| MigrationError::Journal {
+            id: next.id,
+            source,
+        })?;
+    *entry = next;
+    Ok(())
+}
+
+async fn reached<D: Destination>(job: &Job<D>, phase: Phase) {
+    let hook: Arc<dyn super::super::Hook> = job.hook.clone();
+    hook.reached(Side::Destination, phase).await;
+}

@@ -1,0 +1,224 @@
+//! From the frozen container to the news that it runs elsewhere. The line that matters is in
+//! [`Run::hand_over`].
+
+use std::time::{Duration, Instant};
+
+use super::super::conclude::blocking;
+use super::super::error::{Cause, MigrationError};
+use super::super::journal::{Entry, JournalState};
+use super::super::message::{Fate, Message};
+use super::super::movable::{HandedOver, Held, Movable};
+use super::Ended;
+use super::run::Run;
+use crate::model::{Outcome, Phase};
+
+/// A destination that is alive says so twice a second while it restores; one that is silent for this long
+/// is taken for dead, and the container goes on here.
+const SILENCE: Duration = Duration::from_secs(3);
+
+/// How long the source waits for the news that the container runs before it reports doubt. It goes on
+/// asking afterwards.
+const NEWS: Duration = Duration::from_secs(15);
+
+type Handed<C> = <<C as Movable>::Held as Held>::HandedOver;
+
+impl Run {
+    /// On success the journal says `HandedOver`. On failure the container runs here again.
+    pub(super) async fn blackout<C: Movable>(
+        &mut self,
+        held: C::Held,
+    ) -> Result<Handed<C>, MigrationError> {
+        let (held, result) = self.copy(held).await;
+        let error = match result {
+            Ok(()) => match self.hand_over(held) {
+                Ok(handed) => return Ok(handed),
+                Err((held, error)) => {
+                    resume(held, &error).await?;
+                    error
+                }
+            },
+            Err(error) => {
+                resume(held, &error).await?;
+                error
+            }
+        };
+        Err(error)
+    }
+
+    /// On success the destination holds the restored container. The held one comes back in any case.
+    async fn copy<H: Held>(&mut self, held: H) -> (H, Result<(), MigrationError>) {
+        let mut held = Some(held);
+        let result = self.copy_phases(&mut held).await;
+        match held {
+            Some(held) => (held, result),
+            // A step that panicked went on panicking in `blocking`, and dropping the container resumed it.
+            None => unreachable!("every step hands the container back"),
+        }
+    }
+
+    async fn copy_phases<H: Held>(&mut self, held: &mut Option<H>) -> Result<(), MigrationError> {
+        self.say(&Message::Frozen).await?;
+        self.enter(Phase::Dump).await?;
+        let summary = self
+            .held_step(held, |held, outbox| {
+                let summary = held.dump(outbox)?;
+                outbox.say_blocking(&Message::DumpEnd(summary.clone()))?;
+                Ok(summary)
+            })
+            .await?;
+        self.pages = summary.pages;
+        self.enter(Phase::Residual).await?;
+        self.held_step(held, |held, outbox| {
+            held.send_changes(outbox)?;
+            outbox.say_blocking(&Message::ResidualEnd)?;
+            Ok(())
+        })
+        .await?;
+        self.enter(Phase::Restore).await?;
+        self.ready().await?;
+        self.enter(Phase::Handover).await
+    }
+
+    async fn held_step<H: Held, R: Send + 'static>(
+        &mut self,
+        slot: &mut Option<H>,
+        work: impl FnOnce(&mut H, &super::super::Outbox) -> Result<R, Cause> + Send + 'static,
+    ) -> Result<R, MigrationError> {
+        let Some(mut held) = slot.take() else {
+            unreachable!("every step hands the container back")
+        };
+        let phase = self.timeline.phase();
+        let (held, result) = self
+            .step(move |outbox| {
+                let result = work(&mut held, outbox);
+                Ok((held, result))
+            })
+            .await?;
+        *slot = Some(held);
+        result.map_err(|cause| MigrationError::of_step(phase, cause))
+    }
+
+    /// Waits until the destination holds the restored container.
+    async fn ready(&mut self) -> Result<(), MigrationError> {
+        loop {
+            match self.hear(Some(SILENCE)).await? {
+                Message::Alive => {}
+                Message::Ready => return Ok(()),
+                other => return Err(MigrationError::unexpected(&other, Phase::Restore)),
+            }
+        }
+    }
+
+    /// **The handover.** When this returns `Ok`, the journal says so durably and the type of what it returns
+    /// has no way back. When it returns `Err`, the journal durably says the opposite.
+    ///
+    /// A write that failed may have reached the disk; only a later write that succeeds makes the opposite
+    /// certain. Where that fails too, nothing is certain: the copy stays frozen, as after a handover, and
+    /// the destination, which was told nothing, waits and asks.
+    fn hand_over<H: Held>(&mut self, held: H) -> Result<H::HandedOver, (H, MigrationError)> {
+        let error = match self.journal(JournalState::HandedOver) {
+            Ok(()) => return Ok(held.hand_over()),
+            Err(error) => error,
+        };
+        match self.journal(JournalState::StayedHere) {
+            Ok(()) => Err((held, error)),
+            Err(_) => {
+                tracing::error!(migration = %self.entry.id, error = %error.chain(), "the handover is in doubt on this host itself");
+                Ok(held.hand_over())
+            }
+        }
+    }
+
+    /// Tells the destination to run and waits for the news. There is no error here that resumes the source.
+    pub(super) async fn after_handover<H: HandedOver>(mut self, handed: H) -> Ended<H> {
+        let handed = if self.entry.state == JournalState::HandedOver {
+            // Lost words are asked for again by both sides.
+            let _ = self
+                .say(&Message::HandOver {
+                    generation: self.entry.generation,
+                })
+                .await;
+            match tokio::time::timeout(NEWS, self.news()).await {
+                Ok(Some(Fate::Running)) => return self.moved(handed).await,
+                Ok(Some(Fate::Discarded)) => return self.taken_back(handed).await,
+                _ => handed,
+            }
+        } else {
+            handed
+        };
+        let why = "the handover was sent and no answer came; the two hosts will settle it when they meet again, \
+                   or `godwit migrations resolve` does when one of them is gone for good"
+            .to_owned();
+        let ended = self.end(
+            Outcome::InDoubt { why },
+            JournalState::HandedOver,
+            Some(handed),
+        );
+        self.close().await;
+        ended
+    }
+
+    async fn news(&mut self) -> Option<Fate> {
+        loop {
+            match self.link.receive_message(Phase::Handover).await {
+                Ok(Message::Running) => return Some(Fate::Running),
+                Ok(Message::Fate(Fate::Discarded)) => return Some(Fate::Discarded),
+                Ok(_) => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// It runs at the destination: the frozen copy goes.
+    async fn moved<H: HandedOver>(mut self, handed: H) -> Ended<H> {
+        self.timeline.running_at = Some(Instant::now());
+        self.timeline.enter(Phase::Settle, self.outbox.written());
+        self.services
+            .hook
+            .reached(crate::model::Side::Source, Phase::Settle)
+            .await;
+        let settled = blocking(Phase::Settle, move || handed.settle()).await;
+        let ended = self.end(Outcome::Moved, JournalState::Moved, None);
+        match settled {
+            // `HandedOver` stays in the journal, so the next start settles again.
+            Err(error) => {
+                tracing::error!(migration = %ended.entry.id, error = %error.chain(), "the frozen copy was not removed");
+            }
+            Ok(()) => self.record(&ended.entry),
+        }
+        self.close().await;
+        ended
+    }
+
+    /// The destination swears that it never ran it: it goes on here.
+    async fn taken_back<H: HandedOver>(mut self, handed: H) -> Ended<H> {
+        let why = "the destination could not let the restored container run and has discarded it"
+            .to_owned();
+        let outcome = Outcome::StayedHere {
+            why,
+            findings: Vec::new(),
+        };
+        let ended = self.end(outcome, JournalState::StayedHere, None);
+        self.record(&ended.entry);
+        if let Err(error) = blocking(Phase::Settle, move || handed.take_back()).await {
+            tracing::error!(migration = %ended.entry.id, error = %error.chain(), "the container could not be resumed");
+        }
+        self.close().await;
+        ended
+    }
+
+    fn record(&self, entry: &Entry) {
+        if let Err(error) = self.services.journal.write(entry) {
+            tracing::warn!(migration = %entry.id, %error, "the end of a migration was not journalled");
+        }
+    }
+}
+
+/// The container runs here again. Only a failure of that itself hides the reason.
+async fn resume<H: Held>(held: H, reason: &MigrationError) -> Result<(), MigrationError> {
+    let reason = reason.chain();
+    blocking(Phase::Freeze, move || held.resume()).await.map_err(|error| {
+        tracing::error!(error = %error.chain(), %reason, "a frozen container could not be resumed");
+        error
+    })
+}

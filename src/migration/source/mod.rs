@@ -1,0 +1,58 @@
+//! The host a container leaves: a list of phases, and one line beyond which nothing resumes it.
+
+mod blackout;
+mod precopy;
+mod run;
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::hook::Hook;
+use super::journal::{Entry, Journal};
+use super::link::Link;
+use super::movable::Movable;
+use super::observe::Observer;
+use crate::model::{MigrationOptions, MigrationReport, Name};
+
+pub use run::{dry_run, run};
+
+/// All a migration needs on its source.
+pub struct Job<C: Movable> {
+    /// Its journal entry, in the state `Began` and not yet written.
+    pub entry: Entry,
+    /// This host.
+    pub host: Name,
+    /// The container.
+    pub container: C,
+    /// The connection to the destination.
+    pub link: Link,
+    /// What it works with.
+    pub services: Services,
+}
+
+/// What a migration works with on its source.
+#[derive(Clone)]
+pub struct Services {
+    /// What the caller wishes.
+    pub options: MigrationOptions,
+    /// Cancelled: stop before the handover. Must be the token the link was made with.
+    pub cancel: CancellationToken,
+    /// This host's journal.
+    pub journal: Arc<dyn Journal>,
+    /// Who is told how it goes.
+    pub observer: Arc<dyn Observer>,
+    /// Where tests stop it.
+    pub hook: Arc<dyn Hook>,
+}
+
+/// How a migration ended on its source.
+#[derive(Debug)]
+pub struct Ended<H> {
+    /// The report, with the outcome as far as it is known.
+    pub report: MigrationReport,
+    /// The entry as it stands, the report in it.
+    pub entry: Entry,
+    /// The frozen copy, when the outcome is in doubt: to be given to [`super::conclude::source`].
+    pub in_doubt: Option<H>,
+}
