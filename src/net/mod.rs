@@ -1,1 +1,120 @@
-//! Bridge, veth, addresses, the network gate, announcements.
+//! The container network on this host: one bridge, one port per container, the gate between the two.
+//!
+//! ```text
+//!  other hosts ═══ uplink ─┐
+//!                          bridge ┈┈ gate ┈┈ gw… ──── eth0 of a container
+//!                          │      ┈┈ gate ┈┈ gw… ──── eth0 of another
+//!              host's own address
+//! ```
+//!
+//! Hosts whose uplinks are on one Ethernet segment share one container network: a container that moves keeps its
+//! address and its Ethernet address, and announces itself where it arrives.
+//!
+//! **Invariant:** a port is made with its gate closed; only [`Network::attach`] opens it.
+//! **Invariant:** everything here can be done again after a crash, and a failure leaves nothing behind.
+//! **Invariant:** a [`Network`] works in the network namespace in which it was opened, whichever thread calls it,
+//! and no thread but its own short-lived ones ever changes its namespace.
+
+mod announce;
+mod bridge;
+mod error;
+mod frame;
+mod gate;
+mod lease;
+mod netlink;
+mod plan;
+mod port;
+mod probe;
+
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::time::Duration;
+
+pub use error::{Failures, NetError};
+pub use lease::{LeaseEntry, Leases};
+pub use plan::NetworkConfig;
+
+use crate::model::{Lease, Name};
+use crate::sys::netns::NetNs;
+
+/// The container network on this host. Its calls block: they must not be made on an async worker thread.
+#[derive(Debug)]
+pub struct Network {
+    config: NetworkConfig,
+    netlink: netlink::Netlink,
+    /// Where the bridge is.
+    home: NetNs,
+}
+
+impl Network {
+    /// Sees to it that the bridge exists, is up, and has its address and its uplink. It may be done again and
+    /// again; on failure nothing is left behind.
+    pub fn open(config: NetworkConfig) -> Result<Self, NetError> {
+        config.check()?;
+        let home =
+            NetNs::current().map_err(NetError::kernel("open", "this host's network namespace"))?;
+        let netlink =
+            netlink::Netlink::open().map_err(NetError::kernel("open", "a netlink socket"))?;
+        bridge::ensure(&netlink, &config)?;
+        Ok(Self {
+            config,
+            netlink,
+            home,
+        })
+    }
+
+    /// The configuration it was opened with.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// Makes a container's network namespace, pinned at `pin`, with everything a container needs in it: loopback,
+    /// and an eth0 with the lease's addresses and the default route, all up. The gate is closed. Nothing of it
+    /// may exist before; on failure nothing is left behind.
+    pub fn make_port(&self, name: &Name, lease: &Lease, pin: &Path) -> Result<(), NetError> {
+        port::make(self, name, lease, pin)
+    }
+
+    /// Opens the gate: from now on the container's frames pass. An open gate stays open.
+    pub fn attach(&self, name: &Name) -> Result<(), NetError> {
+        gate::open(self, name)
+    }
+
+    /// Closes the gate: from now on no frame passes. A closed gate stays closed.
+    pub fn detach(&self, name: &Name) -> Result<(), NetError> {
+        gate::close(self, name)
+    }
+
+    /// Whether the gate is open.
+    pub fn is_attached(&self, name: &Name) -> Result<bool, NetError> {
+        gate::is_open(self, name)
+    }
+
+    /// Tells the neighbours where the container is now: at once, and three times more within two seconds, from a
+    /// thread of its own.
+    pub fn announce(&self, lease: &Lease, pin: &Path) -> Result<(), NetError> {
+        announce::announce(lease, pin)
+    }
+
+    /// Removes everything that [`Network::make_port`] makes, or whatever there is of it. It does as much as it
+    /// can, and tells everything that failed.
+    pub fn remove_port(&self, name: &Name, pin: &Path) -> Result<(), NetError> {
+        port::remove(self, name, pin)
+    }
+
+    /// The host's ends of all ports that exist, whosever they are: see [`Network::port_name`].
+    pub fn ports(&self) -> Result<Vec<String>, NetError> {
+        port::list(&self.netlink)
+    }
+
+    /// The name of the host's end of a container's port.
+    pub fn port_name(name: &Name) -> String {
+        plan::port_name(name)
+    }
+
+    /// Whether anybody on the network has this address, or is about to take it. Silence takes `wait` to hear; a
+    /// few hundred milliseconds are right for one segment.
+    pub fn answers(&self, address: Ipv4Addr, wait: Duration) -> Result<bool, NetError> {
+        probe::answers(self, address, wait)
+    }
+}

@@ -1,7 +1,9 @@
 //! The only unsafe code: one syscall family per file; says what the kernel said.
 
 pub mod before_exec;
+pub mod ethernet;
 pub mod file;
+pub mod netns;
 pub mod packet;
 pub mod tree;
 pub mod xattr;

@@ -1,0 +1,188 @@
+//! The kernel's links, addresses and routes, over rtnetlink: one call, one answer.
+
+use std::future::Future;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::link::{
+    BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+};
+use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
+use tokio::runtime::{Builder, Runtime};
+
+/// A connection to the kernel. It belongs to the network namespace of the thread that opened it, wherever it is
+/// used. Its calls block, and must not be made on a thread that drives another async runtime.
+#[derive(Debug)]
+pub(super) struct Netlink {
+    runtime: Runtime,
+    handle: Handle,
+}
+
+/// An interface, as far as this room looks at it.
+#[derive(Debug, Default)]
+pub(super) struct Link {
+    pub index: u32,
+    pub name: String,
+    pub kind: Option<InfoKind>,
+    pub up: bool,
+    pub mtu: Option<u32>,
+    /// Its Ethernet address; empty where it has none.
+    pub mac: Vec<u8>,
+    /// Index of the bridge or bond it is part of.
+    pub master: Option<u32>,
+    /// A bridge that holds back new ports.
+    pub slow: bool,
+    /// A bridge's port whose frames are forwarded.
+    pub forwarding: bool,
+}
+
+impl Netlink {
+    /// Connects, in the calling thread's network namespace.
+    pub fn open() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_io().build()?;
+        let handle = {
+            let _inside = runtime.enter();
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            runtime.spawn(connection);
+            handle
+        };
+        Ok(Self { runtime, handle })
+    }
+
+    /// The interface of this name, if there is one.
+    pub fn link(&self, name: &str) -> io::Result<Option<Link>> {
+        let mut found = self.handle.link().get().match_name(name).execute();
+        match self.wait(found.try_next()) {
+            Ok(message) => Ok(message.map(Link::from)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All interfaces.
+    pub fn links(&self) -> io::Result<Vec<Link>> {
+        let all = self.handle.link().get().execute();
+        self.wait(all.map_ok(Link::from).try_collect())
+    }
+
+    /// Makes an interface; one of the same name must not exist.
+    pub fn add(&self, message: LinkMessage) -> io::Result<()> {
+        self.wait(self.handle.link().add(message).execute())
+    }
+
+    /// Changes an existing interface.
+    pub fn change(&self, message: LinkMessage) -> io::Result<()> {
+        self.wait(self.handle.link().set(message).execute())
+    }
+
+    /// Removes an interface.
+    pub fn delete(&self, index: u32) -> io::Result<()> {
+        self.wait(self.handle.link().del(index).execute())
+    }
+
+    /// The addresses of an interface.
+    pub fn addresses(&self, index: u32) -> io::Result<Vec<IpAddr>> {
+        let request = self.handle.address().get().set_link_index_filter(index);
+        self.collect_addresses(request)
+    }
+
+    /// The addresses of all interfaces.
+    pub fn all_addresses(&self) -> io::Result<Vec<IpAddr>> {
+        self.collect_addresses(self.handle.address().get())
+    }
+
+    /// Gives an interface an address; one that it has already is no error.
+    pub fn add_address(&self, index: u32, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+        let address = IpAddr::V4(address);
+        let request = self.handle.address().add(index, address, prefix);
+        self.wait(request.replace().execute())
+    }
+
+    /// Sends what leaves the network to `gateway`.
+    pub fn add_default_route(&self, index: u32, gateway: Ipv4Addr) -> io::Result<()> {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .gateway(gateway)
+            .output_interface(index)
+            .build();
+        self.wait(self.handle.route().add(route).execute())
+    }
+
+    fn collect_addresses(&self, request: rtnetlink::AddressGetRequest) -> io::Result<Vec<IpAddr>> {
+        let messages: Vec<_> = self.wait(request.execute().try_collect())?;
+        // Of a point-to-point link, `Address` is the other end's and `Local` ours; elsewhere both are ours.
+        let own = |attributes: Vec<AddressAttribute>| {
+            let mut found = None;
+            for attribute in attributes {
+                match attribute {
+                    AddressAttribute::Local(address) => return Some(address),
+                    AddressAttribute::Address(address) => found = Some(address),
+                    _ => {}
+                }
+            }
+            found
+        };
+        Ok(messages
+            .into_iter()
+            .filter_map(|message| own(message.attributes))
+            .collect())
+    }
+
+    fn wait<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> io::Result<T> {
+        self.runtime.block_on(answer).map_err(|error| match error {
+            Error::NetlinkError(message) => message.to_io(),
+            other => io::Error::other(other),
+        })
+    }
+}
+
+/// A change of the interface of this name.
+pub(super) fn named(name: &str) -> LinkMessageBuilder<LinkUnspec> {
+    LinkMessageBuilder::<LinkUnspec>::new().name(name)
+}
+
+impl From<LinkMessage> for Link {
+    fn from(message: LinkMessage) -> Self {
+        let mut link = Self {
+            index: message.header.index,
+            up: message.header.flags.contains(LinkFlags::Up),
+            ..Self::default()
+        };
+        for attribute in message.attributes {
+            match attribute {
+                LinkAttribute::IfName(name) => link.name = name,
+                LinkAttribute::Address(mac) => link.mac = mac,
+                LinkAttribute::Mtu(mtu) => link.mtu = Some(mtu),
+                LinkAttribute::Controller(index) if index > 0 => link.master = Some(index),
+                LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|i| link.learn(i)),
+                _ => {}
+            }
+        }
+        link
+    }
+}
+
+impl Link {
+    fn learn(&mut self, info: LinkInfo) {
+        match info {
+            LinkInfo::Kind(kind) => self.kind = Some(kind),
+            LinkInfo::Data(InfoData::Bridge(settings)) => {
+                let spanning = settings.iter().any(|setting| {
+                    matches!(setting, InfoBridge::StpState(state) if *state != BridgeStpState::Disabled)
+                });
+                let delayed = settings
+                    .iter()
+                    .any(|setting| matches!(setting, InfoBridge::ForwardDelay(1..)));
+                self.slow = spanning && delayed;
+            }
+            LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
+                self.forwarding = settings
+                    .iter()
+                    .any(|s| matches!(s, InfoBridgePort::State(BridgePortState::Forwarding)));
+            }
+            _ => {}
+        }
+    }
+}

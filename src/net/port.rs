@@ -1,0 +1,197 @@
+//! A container's port: a pinned network namespace and the link between it and this host.
+//!
+//! ```text
+//!   host's namespace                      container's namespace, pinned at a path
+//!   bridge ┈┈ gate ┈┈ gw0123456789ab ──── eth0  (lease: MAC, address, default route)     lo
+//! ```
+//!
+//! **Invariant:** a port is made with its gate closed (`gate` opens it), and what stands before a closed gate
+//! does not reach the host's own network stack either: the host's end has no IPv6, and answers no ARP.
+
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use rtnetlink::LinkVeth;
+use rtnetlink::packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+};
+
+use super::netlink::{Netlink, named};
+use super::{Failures, NetError, Network, bridge, plan};
+use crate::model::{Lease, Name};
+use crate::sys::netns::{self, NetNs};
+
+/// The container's end of the link.
+pub(super) const INSIDE: &str = "eth0";
+
+/// IPv6 inside stays within the link: no router decides what a container's addresses and routes are, as they
+/// could not follow it; and no start-up traffic, as a container that arrives is not starting up.
+const QUIET_IPV6: [(&str, &str); 5] = [
+    ("accept_ra", "0"),
+    ("autoconf", "0"),
+    ("router_solicitations", "0"),
+    ("accept_dad", "0"),
+    ("dad_transmits", "0"),
+];
+
+/// Makes the port, or nothing.
+pub(super) fn make(
+    network: &Network,
+    name: &Name,
+    lease: &Lease,
+    pin: &Path,
+) -> Result<(), NetError> {
+    let port = plan::port_name(name);
+    let exists = |what: String| NetError::PortExists {
+        name: name.clone(),
+        what,
+    };
+    if look_up(&network.netlink, &port)?.is_some() {
+        return Err(exists(format!("interface {port}")));
+    }
+    if fs::symlink_metadata(pin).is_ok() {
+        return Err(exists(pin.display().to_string()));
+    }
+    if let Some(directory) = pin.parent() {
+        fs::create_dir_all(directory)
+            .map_err(NetError::kernel("make the directory", directory.display()))?;
+    }
+    netns::pin_new(pin).map_err(NetError::kernel(
+        "pin a new network namespace at",
+        pin.display(),
+    ))?;
+    let Err(source) = connect(network, name, lease, pin) else {
+        return Ok(());
+    };
+    // The port was not there when we began, and its name is the container's: what is there now is ours.
+    match remove(network, name, pin) {
+        Ok(()) => Err(source),
+        Err(NetError::Remains { failures, .. }) => Err(NetError::NotUndone {
+            name: name.clone(),
+            source: Box::new(source),
+            failures,
+        }),
+        Err(other) => Err(other),
+    }
+}
+
+/// Removes the port, or whatever a crash in [`make`] or here has left of it.
+pub(super) fn remove(network: &Network, name: &Name, pin: &Path) -> Result<(), NetError> {
+    let mut failures = Failures::default();
+    // The link first: it takes eth0 with it, even where a process still lives in the namespace.
+    failures.note(remove_link(&network.netlink, &plan::port_name(name)));
+    failures.note(netns::unpin(pin).map_err(NetError::kernel(
+        "unpin the network namespace at",
+        pin.display(),
+    )));
+    if failures.0.is_empty() {
+        Ok(())
+    } else {
+        let name = name.clone();
+        Err(NetError::Remains { name, failures })
+    }
+}
+
+/// The host's ends that exist, of whatever containers.
+pub(super) fn list(netlink: &Netlink) -> Result<Vec<String>, NetError> {
+    let links = netlink
+        .links()
+        .map_err(NetError::kernel("list", "interfaces"))?;
+    let ours = links
+        .into_iter()
+        .filter(|link| link.kind == Some(InfoKind::Veth) && plan::is_port_name(&link.name));
+    Ok(ours.map(|link| link.name).collect())
+}
+
+pub(super) fn look_up(
+    netlink: &Netlink,
+    port: &str,
+) -> Result<Option<super::netlink::Link>, NetError> {
+    netlink
+        .link(port)
+        .map_err(NetError::kernel("look up", port))
+}
+
+fn remove_link(netlink: &Netlink, port: &str) -> Result<(), NetError> {
+    let Some(link) = look_up(netlink, port)? else {
+        return Ok(());
+    };
+    match netlink.delete(link.index) {
+        // The kernel was faster: it removes the link when the namespace at its other end goes.
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+        result => result.map_err(NetError::kernel("remove the interface", port)),
+    }
+}
+
+fn connect(network: &Network, name: &Name, lease: &Lease, pin: &Path) -> Result<(), NetError> {
+    let port = plan::port_name(name);
+    let inside = NetNs::open(pin).map_err(NetError::kernel("open", pin.display()))?;
+    make_link(network, &port, lease, &inside)?;
+    tame_host_end(&network.netlink, name, &port)?;
+    inside
+        .run(|| configure_inside(lease))
+        .map_err(NetError::kernel("enter", pin.display()))?
+}
+
+/// Both ends at once, each in its place: there is no moment at which eth0 is somewhere else.
+fn make_link(network: &Network, port: &str, lease: &Lease, inside: &NetNs) -> Result<(), NetError> {
+    let mut far = named(INSIDE)
+        .address(lease.mac.0.to_vec())
+        .setns_by_fd(std::os::fd::AsFd::as_fd(inside).as_raw_fd());
+    let mut near = LinkVeth::new(port, INSIDE);
+    if let Some(mtu) = bridge::mtu(&network.netlink, &network.config)? {
+        far = far.mtu(mtu);
+        near = near.mtu(mtu);
+    }
+    let near = near.set_info_data(InfoData::Veth(InfoVeth::Peer(far.build())));
+    network
+        .netlink
+        .add(near.build())
+        .map_err(NetError::kernel("make the link", port))
+}
+
+/// No ARP and no IPv6 on the host's end. Before a closed gate the frames of a container come to the host's own
+/// stack, which would answer ARP for any of the host's addresses, and so speak with a container that nobody is to
+/// hear. On the bridge it makes no difference: there the bridge speaks for the host.
+fn tame_host_end(netlink: &Netlink, name: &Name, port: &str) -> Result<(), NetError> {
+    let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    let tamed = named(port)
+        .arp(false)
+        .alias(format!("godwit {name}"))
+        .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![no_ipv6]));
+    netlink
+        .change(tamed.build())
+        .and_then(|()| netlink.change(named(port).up().build()))
+        .map_err(NetError::kernel("set up the interface", port))
+}
+
+/// Runs on a thread in the container's namespace.
+fn configure_inside(lease: &Lease) -> Result<(), NetError> {
+    let inside = |what| NetError::kernel(what, format!("{INSIDE} of the container"));
+    let netlink = Netlink::open().map_err(inside("open a netlink socket for"))?;
+    for (key, value) in QUIET_IPV6 {
+        let key = format!("ipv6/conf/{INSIDE}/{key}");
+        netns::set_parameter(&key, value).map_err(NetError::kernel("set", key))?;
+    }
+    // CRIU wants the loopback up, and so do programs.
+    netlink
+        .change(named("lo").up().build())
+        .map_err(NetError::kernel("switch on", "lo of the container"))?;
+    let link = netlink
+        .link(INSIDE)
+        .and_then(|link| link.ok_or_else(|| std::io::ErrorKind::NotFound.into()))
+        .map_err(inside("look up"))?;
+    netlink
+        .add_address(link.index, lease.address, lease.prefix)
+        .map_err(inside("give an address to"))?;
+    netlink
+        .change(named(INSIDE).up().build())
+        .map_err(inside("switch on"))?;
+    match lease.gateway {
+        Some(gateway) => netlink
+            .add_default_route(link.index, gateway)
+            .map_err(NetError::kernel("set the default route to", gateway)),
+        None => Ok(()),
+    }
+}
