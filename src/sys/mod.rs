@@ -5,5 +5,6 @@ pub mod ethernet;
 pub mod file;
 pub mod netns;
 pub mod packet;
+pub mod signal;
 pub mod tree;
 pub mod xattr;

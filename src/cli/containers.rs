@@ -1,0 +1,209 @@
+//! The short verbs: `start`, `list`, `inspect`, `ps`, `kill`, `delete`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Session;
+use super::output::Failure;
+use super::table::{ago, or_dash, right, table, word};
+use crate::api::types::{KillRequest, Process};
+use crate::model::{Bytes, ContainerStatus, Name};
+
+/// Start a container that was made.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  godwit start cache")]
+pub struct Start {
+    /// The container.
+    name: Name,
+}
+
+impl Start {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let path = format!("/v1/containers/{}/start", self.name);
+        let status: ContainerStatus = session.client.post(&path, &()).await?;
+        session.print(&status, |status| {
+            format!("{} is {}", status.spec.name, word(status.state))
+        })
+    }
+}
+
+/// List the containers of this host.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  godwit list\n  godwit list --format json")]
+pub struct List {}
+
+impl List {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let all: Vec<ContainerStatus> = session.client.get("/v1/containers").await?;
+        session.print(&all, |all| {
+            let headings = [
+                "NAME", "STATE", "ADDRESS", "TEMPLATE", "PID", "CREATED", "COMMAND",
+            ];
+            let mut table = table(&headings);
+            for status in all {
+                let spec = &status.spec;
+                let state = match status.exit_code {
+                    Some(code) => format!("{} ({code})", word(status.state)),
+                    None => word(status.state),
+                };
+                table.add_row([
+                    spec.name.to_string(),
+                    state,
+                    spec.lease.address.to_string(),
+                    spec.template.clone(),
+                    or_dash(status.pid),
+                    ago(status.created_at),
+                    shorten(&spec.command.join(" "), 40),
+                ]);
+            }
+            table.trim_fmt()
+        })
+    }
+}
+
+/// At most `length` characters.
+fn shorten(text: &str, length: usize) -> String {
+    if text.chars().count() <= length {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(length - 1).collect();
+    format!("{start}…")
+}
+
+/// Show everything about a container.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  godwit inspect cache\n  godwit inspect cache --format json")]
+pub struct Inspect {
+    /// The container.
+    name: Name,
+}
+
+impl Inspect {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let path = format!("/v1/containers/{}", self.name);
+        let status: ContainerStatus = session.client.get(&path).await?;
+        session.print(&status, describe)
+    }
+}
+
+fn describe(status: &ContainerStatus) -> String {
+    let spec = &status.spec;
+    let mut table = table(&["FIELD", "VALUE"]);
+    let mut row = |field: &str, value: String| {
+        table.add_row([field.to_owned(), value]);
+    };
+    row("name", spec.name.to_string());
+    row("state", word(status.state));
+    row("exit code", or_dash(status.exit_code));
+    row("pid", or_dash(status.pid));
+    row("created", ago(status.created_at));
+    row("template", spec.template.clone());
+    row("image", spec.image.to_string());
+    row("command", format!("{:?}", spec.command));
+    for line in &spec.env {
+        row("env", line.clone());
+    }
+    row("directory", spec.cwd.display().to_string());
+    row("user", format!("{}:{}", spec.user.uid, spec.user.gid));
+    row(
+        "address",
+        format!("{}/{}", spec.lease.address, spec.lease.prefix),
+    );
+    row("gateway", or_dash(spec.lease.gateway));
+    row("ethernet", spec.lease.mac.to_string());
+    let ports: Vec<String> = spec.ports.iter().map(u16::to_string).collect();
+    row("ports", ports.join(" "));
+    row("memory limit", or_dash(spec.limits.memory));
+    let cores = spec.limits.cpu_millis.map(|m| m as f64 / 1000.0);
+    row("core limit", or_dash(cores));
+    row("process limit", or_dash(spec.limits.pids));
+    row("handed over", format!("{} times", status.generation.0));
+    row("migration", or_dash(status.migration));
+    table.trim_fmt()
+}
+
+/// List the processes of a container.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  godwit ps cache")]
+pub struct Ps {
+    /// The container.
+    name: Name,
+}
+
+impl Ps {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let path = format!("/v1/containers/{}/ps", self.name);
+        let all: Vec<Process> = session.client.get(&path).await?;
+        session.print(&all, |all| {
+            let mut table = table(&["PID", "HOST PID", "PARENT", "STATE", "MEMORY", "COMMAND"]);
+            right(&mut table, &[0, 1, 2, 4]);
+            for process in all {
+                table.add_row([
+                    or_dash(process.inner_pid),
+                    process.pid.to_string(),
+                    process.parent.to_string(),
+                    process.state.clone(),
+                    process.resident.to_string(),
+                    process.command.clone(),
+                ]);
+            }
+            let total: Bytes = all.iter().map(|process| process.resident).sum();
+            format!("{}\n{} processes, {total}", table.trim_fmt(), all.len())
+        })
+    }
+}
+
+/// Send a signal to a container.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  godwit kill cache\n  godwit kill -s KILL --all cache")]
+pub struct Kill {
+    /// The container.
+    name: Name,
+    /// The signal, by name or number.
+    #[arg(short, long, default_value = "TERM")]
+    signal: String,
+    /// To every process, not to the first alone.
+    #[arg(long)]
+    all: bool,
+}
+
+impl Kill {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let path = format!("/v1/containers/{}/kill", self.name);
+        let request = KillRequest {
+            signal: self.signal,
+            all: self.all,
+        };
+        session.client.tell(&path, &request).await?;
+        session.done(&format!("{} was sent {}", self.name, request.signal))
+    }
+}
+
+/// Delete a container and everything of it.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  godwit delete cache\n  godwit delete --force cache")]
+pub struct Delete {
+    /// The containers.
+    #[arg(required = true)]
+    names: Vec<Name>,
+    /// Even while they run.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Delete {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        let mut exit = ExitCode::SUCCESS;
+        for name in self.names {
+            let path = format!("/v1/containers/{name}?force={}", self.force);
+            match session.client.delete(&path).await {
+                Ok(()) => {
+                    session.done(&format!("{name} is deleted"))?;
+                }
+                Err(e) => exit = Failure::from(e).tell(),
+            }
+        }
+        Ok(exit)
+    }
+}

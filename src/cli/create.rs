@@ -1,0 +1,89 @@
+//! `godwit create`: make a container and do not start it. Its options are those of `run`.
+
+use std::net::Ipv4Addr;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::output::Failure;
+use super::values;
+use super::{Session, progress, table};
+use crate::api::types::CreateRequest;
+use crate::model::{Bytes, ContainerStatus, Digest, Limits, Name};
+
+/// What a container is to be.
+#[derive(Debug, Args)]
+pub struct Wish {
+    /// Its name.
+    #[arg(long)]
+    name: Name,
+    /// The template to make it from.
+    #[arg(long, required_unless_present = "image")]
+    template: Option<Name>,
+    /// An image of this host's store instead of a template.
+    #[arg(long, conflicts_with = "template", requires = "command")]
+    image: Option<Digest>,
+    /// Its address; the first free one of the pool otherwise.
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<Ipv4Addr>,
+    /// A line of its environment; can be given again.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = values::env)]
+    env: Vec<String>,
+    /// The most memory it may use, like 512M.
+    #[arg(long, value_name = "AMOUNT", value_parser = values::bytes)]
+    memory: Option<Bytes>,
+    /// The most cores it may use, like 1.5.
+    #[arg(long, value_name = "CORES", value_parser = values::cpus)]
+    cpus: Option<u64>,
+    /// The most processes and threads it may have.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pids: Option<u64>,
+    /// The command and its arguments, instead of the template's.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl Wish {
+    /// Builds the image where it must be, showing how that goes; then makes the container.
+    pub async fn carry_out(self, session: &Session, start: bool) -> Result<ExitCode, Failure> {
+        if let Some(template) = &self.template {
+            progress::build(session, template, false).await?;
+        }
+        let request = CreateRequest {
+            name: self.name,
+            template: self.template,
+            image: self.image,
+            command: Some(self.command).filter(|command| !command.is_empty()),
+            env: self.env,
+            ip: self.ip,
+            limits: Limits {
+                memory: self.memory,
+                cpu_millis: self.cpus,
+                pids: self.pids,
+            },
+            start,
+        };
+        let status: ContainerStatus = session.client.post("/v1/containers", &request).await?;
+        session.print(&status, |status| {
+            let spec = &status.spec;
+            let state = table::word(status.state);
+            format!("{} is {state} at {}", spec.name, spec.lease.address)
+        })
+    }
+}
+
+/// Make a container and do not start it.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  godwit create --template redis --name cache --memory 512M\n  godwit start cache"
+)]
+pub struct Create {
+    #[command(flatten)]
+    wish: Wish,
+}
+
+impl Create {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        self.wish.carry_out(session, false).await
+    }
+}

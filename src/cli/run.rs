@@ -1,0 +1,28 @@
+//! `godwit run`: make a container and start it.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::Session;
+use super::create::Wish;
+use super::output::Failure;
+
+/// Make a container from a template and start it.
+///
+/// Builds the template's image first where that has not been done. When anything fails, nothing is left of
+/// the container.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:
+  godwit run --template redis --name cache
+  godwit run --template busybox --name ticker --ip 10.87.0.20 --env TZ=UTC -- sleep 3600")]
+pub struct Run {
+    #[command(flatten)]
+    wish: Wish,
+}
+
+impl Run {
+    pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
+        self.wish.carry_out(session, true).await
+    }
+}

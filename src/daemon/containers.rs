@@ -1,0 +1,237 @@
+//! The containers of this host: every request takes the container's lock, is allowed or refused by its
+//! state, works on the blocking pool, and tells what happened.
+//!
+//! **Invariant:** the lock goes with the work. A client that hangs up takes neither the lock nor the work
+//! away in the middle.
+
+use std::path::PathBuf;
+use std::process::Child;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::requests::{self, Request};
+use super::{Backend, DaemonError, Events};
+use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
+use crate::daemon::locks::{Locked, Locks};
+use crate::model::{ContainerState, ContainerStatus, Digest, EventKind, Name};
+
+/// The containers. Clones are the same containers.
+#[derive(Clone)]
+pub struct Containers {
+    backend: Arc<dyn Backend>,
+    locks: Arc<Locks>,
+    events: Events,
+}
+
+impl Containers {
+    /// The containers behind `backend`.
+    pub fn new(backend: Arc<dyn Backend>, locks: Arc<Locks>, events: Events) -> Self {
+        Self {
+            backend,
+            locks,
+            events,
+        }
+    }
+
+    /// All of them.
+    pub async fn list(&self) -> Result<Vec<ContainerStatus>, DaemonError> {
+        let mut all = self.read("the list", |backend| backend.list()).await?;
+        all.sort_by(|a, b| a.spec.name.cmp(&b.spec.name));
+        Ok(all)
+    }
+
+    /// One of them.
+    pub async fn status(&self, name: &Name) -> Result<ContainerStatus, DaemonError> {
+        let name = name.clone();
+        self.read("a status", move |backend| backend.status(&name))
+            .await
+    }
+
+    /// Makes one; starts it where that is asked. On failure nothing of it is left.
+    pub async fn create(
+        &self,
+        request: CreateRequest,
+        mut say: impl FnMut(&str) + Send + 'static,
+    ) -> Result<ContainerStatus, DaemonError> {
+        let locked = self.locks.lock(&request.name).await?;
+        let this = self.clone();
+        let status = blocking("a new container", move || {
+            let name = locked.name();
+            match this.backend.status(name) {
+                Ok(_) => return Err(DaemonError::NameTaken { name: name.clone() }),
+                Err(DaemonError::NoSuchContainer { .. }) => {}
+                Err(e) => return Err(e),
+            }
+            this.backend.create(&request, &mut say)?;
+            this.events.container(name, ContainerState::Created);
+            if request.start {
+                this.events.container(name, ContainerState::Running);
+            }
+            this.backend.status(name)
+        })
+        .await?;
+        self.watch_if_running(&status);
+        Ok(status)
+    }
+
+    /// Starts its command.
+    pub async fn start(&self, name: &Name) -> Result<ContainerStatus, DaemonError> {
+        let status = self
+            .work(name, Request::Start, |this, locked| {
+                this.backend.start(locked.name())?;
+                this.events
+                    .container(locked.name(), ContainerState::Running);
+                this.backend.status(locked.name())
+            })
+            .await?;
+        self.watch_if_running(&status);
+        Ok(status)
+    }
+
+    /// Sends it a signal.
+    pub async fn kill(&self, name: &Name, signal: i32, all: bool) -> Result<(), DaemonError> {
+        self.work(name, Request::Kill, move |this, locked| {
+            this.backend.kill(locked.name(), signal, all)
+        })
+        .await
+    }
+
+    /// Removes it and everything of it.
+    pub async fn delete(&self, name: &Name, force: bool) -> Result<(), DaemonError> {
+        self.work(name, Request::Delete { force }, move |this, locked| {
+            this.backend.delete(locked.name(), force)?;
+            let name = locked.name().clone();
+            this.events.emit(EventKind::Removed { name });
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs a command in it; the child's outputs are pipes.
+    pub async fn exec(&self, name: &Name, request: ExecRequest) -> Result<Child, DaemonError> {
+        self.work(name, Request::Exec, move |this, locked| {
+            this.backend.exec(locked.name(), &request)
+        })
+        .await
+    }
+
+    /// Its processes.
+    pub async fn ps(&self, name: &Name) -> Result<Vec<Process>, DaemonError> {
+        self.work(name, Request::Ps, |this, locked| {
+            this.backend.ps(locked.name())
+        })
+        .await
+    }
+
+    /// Whether its state allows a migration; which then takes the lock itself.
+    pub async fn may_migrate(&self, name: &Name) -> Result<(), DaemonError> {
+        let status = self.status(name).await?;
+        requests::allowed(Request::Migrate, name, status.state, status.migration)?;
+        Ok(())
+    }
+
+    /// The file its output goes to.
+    pub async fn log(&self, name: &Name) -> Result<PathBuf, DaemonError> {
+        self.status(name).await?;
+        Ok(self.backend.log(name))
+    }
+
+    /// The templates.
+    pub async fn templates(&self) -> Result<Vec<TemplateInfo>, DaemonError> {
+        self.read("the templates", |backend| backend.templates())
+            .await
+    }
+
+    /// Makes a template's image, or finds it made.
+    pub async fn build(
+        &self,
+        template: &Name,
+        mut say: impl FnMut(&str) + Send + 'static,
+    ) -> Result<Digest, DaemonError> {
+        let template = template.clone();
+        self.read("an image", move |backend| {
+            backend.build(&template, &mut say)
+        })
+        .await
+    }
+
+    /// The addresses.
+    pub async fn leases(&self) -> Result<Vec<LeaseInfo>, DaemonError> {
+        self.read("the leases", |backend| backend.leases()).await
+    }
+
+    /// From now on, tells when this container's command ends.
+    pub fn watch(&self, name: Name) {
+        /// How long one wait lasts; the thread is free for others in between.
+        const TURN: Duration = Duration::from_secs(20);
+        let this = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let waited = name.clone();
+                let ended = this
+                    .read("a wait", move |backend| backend.wait(&waited, TURN))
+                    .await;
+                match ended {
+                    Ok(false) => {}
+                    Ok(true) => break,
+                    // Deleted or moved away meanwhile: whoever did it has told so.
+                    Err(_) => return,
+                }
+            }
+            // Under the lock, so that it is not told after somebody deleted it.
+            let Ok(locked) = this.locks.lock(&name).await else {
+                return;
+            };
+            if let Ok(status) = this.status(&name).await
+                && status.state == ContainerState::Stopped
+            {
+                this.events
+                    .container(locked.name(), ContainerState::Stopped);
+            }
+        });
+    }
+
+    fn watch_if_running(&self, status: &ContainerStatus) {
+        if status.state == ContainerState::Running {
+            self.watch(status.spec.name.clone());
+        }
+    }
+
+    async fn work<T: Send + 'static>(
+        &self,
+        name: &Name,
+        request: Request,
+        act: impl FnOnce(&Self, &Locked) -> Result<T, DaemonError> + Send + 'static,
+    ) -> Result<T, DaemonError> {
+        // A name that does not exist is told at once and gets no lock.
+        self.status(name).await?;
+        let locked = self.locks.lock(name).await?;
+        let this = self.clone();
+        blocking(name.as_str(), move || {
+            let status = this.backend.status(locked.name())?;
+            requests::allowed(request, locked.name(), status.state, status.migration)?;
+            act(&this, &locked)
+        })
+        .await
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        what: &str,
+        ask: impl FnOnce(&dyn Backend) -> Result<T, DaemonError> + Send + 'static,
+    ) -> Result<T, DaemonError> {
+        let backend = Arc::clone(&self.backend);
+        blocking(what, move || ask(&*backend)).await
+    }
+}
+
+/// The one place where blocking work leaves the async world.
+pub async fn blocking<T: Send + 'static>(
+    what: &str,
+    work: impl FnOnce() -> Result<T, DaemonError> + Send + 'static,
+) -> Result<T, DaemonError> {
+    let defect = |_| DaemonError::Defect {
+        what: what.to_owned(),
+    };
+    tokio::task::spawn_blocking(work).await.map_err(defect)?
+}

@@ -1,0 +1,131 @@
+//! What the long jobs of a daemon share.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use super::facts::{self, CriuFacts};
+use super::locks::Locks;
+use super::peers::advertised;
+use super::{Config, DaemonError, Events};
+use crate::criu::{Criu, CriuError};
+use crate::model::HostFacts;
+use crate::net::{Leases, Network, NetworkConfig};
+use crate::peer::{Identity, PeerBook};
+
+/// What the long jobs of a daemon share.
+pub struct Context {
+    /// The configuration.
+    pub config: Config,
+    /// The host, as it was when the daemon started.
+    pub facts: HostFacts,
+    /// CRIU, where it works.
+    pub criu: Option<Criu>,
+    /// The containers' network.
+    pub network: Arc<Network>,
+    /// The containers' addresses.
+    pub leases: Arc<Leases>,
+    /// The other hosts.
+    pub peers: Arc<PeerBook>,
+    /// Where to tell what happens.
+    pub events: Events,
+    /// One request at a time per container.
+    pub locks: Arc<Locks>,
+}
+
+impl Context {
+    /// Opens everything that the configuration names, and finds out what this host can do. Blocks.
+    pub fn open(config: Config) -> Result<Self, DaemonError> {
+        let state = &config.state_dir;
+        let network_config = NetworkConfig::from(&config.network);
+        let network = Network::open(network_config.clone()).map_err(DaemonError::Network)?;
+        let leases = Leases::open(&state.join("leases.json"), &network_config);
+        let leases = leases.map_err(DaemonError::Network)?;
+        let identity = Identity::load_or_create(&state.join("identity"), &config.name);
+        let identity = identity.map_err(DaemonError::Peer)?;
+        let advertise = advertised(&config.peer);
+        let book = state.join("peers.json");
+        let peers = PeerBook::open(&book, identity, config.name.clone(), advertise);
+        let peers = peers.map_err(DaemonError::Peer)?;
+        let (criu, criu_facts) = find_criu(&config);
+        let facts = facts::gather(&config.name, criu_facts)?;
+        Ok(Self {
+            facts,
+            criu,
+            network: Arc::new(network),
+            leases: Arc::new(leases),
+            peers: Arc::new(peers),
+            events: Events::new(),
+            locks: Arc::default(),
+            config,
+        })
+    }
+}
+
+/// Makes the directories of a host that are missing. Nobody but root sees into them.
+pub fn make_directories(config: &Config) -> Result<(), DaemonError> {
+    let (run, state) = (&config.run_dir, &config.state_dir);
+    let all = [
+        run.clone(),
+        run.join("netns"),
+        run.join("containers"),
+        run.join("migrations"),
+        state.clone(),
+        state.join("containers"),
+        state.join("images"),
+        state.join("migrations"),
+    ];
+    all.iter().try_for_each(|path| make_directory(path))
+}
+
+fn make_directory(path: &Path) -> Result<(), DaemonError> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
+    let is_directory = |()| match fs::metadata(path)?.is_dir() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    };
+    made.and_then(is_directory)
+        .map_err(|source| DaemonError::Io {
+            what: format!("make the directory {}", path.display()),
+            source,
+        })
+}
+
+/// Finds CRIU and lets it move a task of its own. A host without a working CRIU still runs containers.
+fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
+    let tried = try_criu(config);
+    match tried {
+        Ok((criu, soft_dirty)) => {
+            let facts = CriuFacts {
+                version: Some(criu.version()),
+                problem: None,
+                soft_dirty,
+            };
+            (Some(criu), facts)
+        }
+        Err(e) => {
+            let problem = super::chain(&e);
+            tracing::warn!("containers cannot move from or to this host: {problem}");
+            let facts = CriuFacts {
+                version: None,
+                problem: Some(problem),
+                soft_dirty: false,
+            };
+            (None, facts)
+        }
+    }
+}
+
+fn try_criu(config: &Config) -> Result<(Criu, bool), CriuError> {
+    let criu = Criu::find(config.criu.path.as_deref())?;
+    criu.check()?;
+    let features = criu.features()?;
+    let mut task = Command::new("sleep");
+    task.arg("1000").env_clear();
+    let test = criu.self_test(&config.run_dir.join("migrations"), task)?;
+    tracing::info!(version = %criu.version(), dump = ?test.dump, restore = ?test.restore, "CRIU works");
+    Ok((criu, features.mem_track))
+}

@@ -1,0 +1,149 @@
+//! From the configuration to the end.
+//!
+//! ```text
+//! log, directories, lock ─▶ context ─▶ recovery ─▶ listen (API, peers) ─▶ READY
+//!      SIGTERM ─▶ STOPPING ─▶ accept nothing, finish ─▶ end; containers run on
+//! ```
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::fcntl::{Flock, FlockArg};
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::context::make_directories;
+use super::peers::Peers;
+use super::rooms::Rooms;
+use super::{Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
+use super::{containers, recovery, service};
+use crate::api::server;
+
+/// How long requests and migrations may take to finish once the daemon is to end.
+const FAREWELL: Duration = Duration::from_secs(60);
+
+/// Is the daemon of this host until it is asked to end. Nothing has been started before: no thread exists.
+pub fn run(config: Config) -> Result<(), DaemonError> {
+    service::start_log(&config.log.filter);
+    make_directories(&config)?;
+    let _lock = lock(&config.run_dir)?;
+    service::become_subreaper();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(io("start the runtime"))?;
+    let ended = runtime.block_on(serve(config));
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    ended
+}
+
+async fn serve(config: Config) -> Result<(), DaemonError> {
+    let context = containers::blocking("the start", move || Context::open(config)).await?;
+    let context = Arc::new(context);
+    let daemon = Arc::new(assemble(&context));
+    recovery::recover(&context, &daemon).await?;
+
+    let socket = context.config.socket();
+    let api = server::listen(&socket).map_err(io(format!("listen at {}", socket.display())))?;
+    let door = context.config.peer.listen;
+    let peers = TcpListener::bind(door)
+        .await
+        .map_err(io(format!("listen at {door} (peer.listen)")))?;
+
+    let tasks = TaskTracker::new();
+    tasks.spawn(server::serve(api, Arc::clone(&daemon)));
+    if let Some(outside) = &daemon.outside {
+        let migrations = Arc::clone(&outside.migrations);
+        let stopping = daemon.stopping.clone();
+        tasks.spawn(outside.peers.clone().serve(peers, migrations, stopping));
+    }
+    tasks.spawn(service::reap_strays(daemon.stopping.clone()));
+    tasks.spawn(service::feed_watchdog(daemon.stopping.clone()));
+    service::tell(&[NotifyState::Ready]);
+    tracing::info!(name = %context.config.name, socket = %socket.display(), peers = %door, "ready");
+
+    let why = until_asked_to_end().await?;
+    tracing::info!("{why}: ending; containers run on");
+    service::tell(&[NotifyState::Stopping]);
+    daemon.stopping.cancel();
+    tasks.close();
+    if tokio::time::timeout(FAREWELL, tasks.wait()).await.is_err() {
+        tracing::warn!("some requests did not finish within {FAREWELL:?} and are left");
+    }
+    Ok(())
+}
+
+fn assemble(context: &Arc<Context>) -> Daemon {
+    let backend = Arc::new(Rooms::new(Arc::clone(context)));
+    let locks = Arc::clone(&context.locks);
+    let events = context.events.clone();
+    Daemon {
+        facts: context.facts.clone(),
+        containers: Containers::new(backend, locks, events.clone()),
+        outside: Some(Outside {
+            peers: Peers::new(Arc::clone(&context.peers), events.clone()),
+            migrations: Arc::new(Migrations::new(Arc::clone(context))),
+        }),
+        events,
+        stopping: CancellationToken::new(),
+    }
+}
+
+/// One daemon per run directory. The lock ends with the process, however that ends.
+fn lock(run_dir: &Path) -> Result<Flock<File>, DaemonError> {
+    let path = run_dir.join("daemon.lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io(format!("open {}", path.display())))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => DaemonError::AnotherDaemon {
+            run_dir: run_dir.to_owned(),
+        },
+        errno => io(format!("lock {}", path.display()))(errno.into()),
+    })
+}
+
+async fn until_asked_to_end() -> Result<&'static str, DaemonError> {
+    let listen = |kind| signal(kind).map_err(io("listen to signals"));
+    let (mut terminate, mut interrupt) = (
+        listen(SignalKind::terminate())?,
+        listen(SignalKind::interrupt())?,
+    );
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> DaemonError {
+    let what = what.into();
+    |source| DaemonError::Io { what, source }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_second_daemon_on_one_run_directory_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = lock(dir.path()).unwrap();
+        let error = lock(dir.path()).unwrap_err();
+        assert!(
+            matches!(error, DaemonError::AnotherDaemon { .. }),
+            "{error}"
+        );
+        drop(first);
+        assert!(lock(dir.path()).is_ok());
+    }
+}
