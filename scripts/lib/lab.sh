@@ -15,7 +15,7 @@
 LAB_DIR=${GODWIT_LAB_DIR:-/var/tmp/godwit-lab}
 LAB_CACHE=${GODWIT_LAB_CACHE:-/var/cache/godwit-lab}
 LAB_HOSTS=(alpha beta client)
-LAB_PEER_PORT=7440
+LAB_PEER_PORT=7117
 # The path of a host's own tools, inside it.
 LAB_INSIDE=/run/lab
 
@@ -74,7 +74,7 @@ lab_enter() {
   local env=(PATH="$path" LAB_HOST="$host")
   if lab_has_daemon "$host"; then
     # The hosts have no way out of the lab; package downloads go through a proxy on their loopback.
-    env+=(http_proxy="http://127.0.0.1:$LAB_PROXY_PORT")
+    env+=({http,https}_proxy="http://127.0.0.1:$LAB_PROXY_PORT" no_proxy="localhost,127.0.0.1")
   fi
   exec nsenter --target "$pid" --mount --net --pid --uts --ipc --cgroup -- \
     env -C "$(lab_cwd "$pid")" "${env[@]}" "$@"
