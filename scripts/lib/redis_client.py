@@ -284,8 +284,11 @@ class Connection:
     def ask(self, now):
         """Sends the next request of the loop."""
         state = self.run.state
-        number = self.keys[(self.turn // 3) * 7919 % len(self.keys)] if self.keys else 0
         step = self.turn % 3 if self.keys else 0
+        if self.keys:
+            # A read is of another key than the last write: what was written long ago must still be there.
+            place = (self.turn // 3) * 7919 + (len(self.keys) // 2 if step == 2 else 0)
+            number = self.keys[place % len(self.keys)]
         self.turn += 1
         if step == 0:
             self.pending = ("INCR", None, None)
