@@ -1,1 +1,37 @@
-//! Pages on the move: CRIU's page-server wire, page frames, the destination's page store.
+//! Pages on the move: CRIU's page-server wire, page frames, dirty trackers, the destination's page store.
+//!
+//! **Invariant:** what is restored is byte for byte what was dumped. The final dump's list names every page; the
+//! destination restores nothing until it holds each of them, and a page that is missing is an error and never a
+//! page of zeros.
+//!
+//! ```text
+//! source                                                        destination
+//! running tasks ─▶ Tracker ─┐                                   ┌▶ PageStore ─▶ verify ─▶ images ─▶ CRIU
+//!                           ├▶ Sender ─▶ frames ═══ link ═══▶ Decoder
+//! CRIU's dump ─▶ PageServer ┘  (DumpSink: only what is news, and every space's list)
+//! ```
+//!
+//! Frames may go over several connections at once. Within a round a page is sent at most once, so their order is
+//! free; a round must be acknowledged as a whole before the next one begins.
+
+mod error;
+pub mod frame;
+#[cfg(test)]
+mod fuzz;
+mod images;
+mod page_server;
+mod presence;
+mod send;
+mod space;
+mod store;
+mod tracker;
+pub mod wire;
+
+pub use error::MemoryError;
+pub use frame::{Decoder, Encoder, Frame, LONGEST_FRAME};
+pub use images::write_images;
+pub use page_server::{PageServer, PageSink, Served, Stopper};
+pub use send::{DumpSink, Out, Sender, Sent};
+pub use space::{Entry, PageFlags, Space};
+pub use store::{Complete, PageStore, StoredSpace};
+pub use tracker::{HashTracker, RoundStats, Seen, SentPages, Target, Tracker};

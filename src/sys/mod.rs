@@ -5,6 +5,8 @@ pub mod ethernet;
 pub mod file;
 pub mod netns;
 pub mod packet;
+pub mod pagemap;
 pub mod signal;
+pub mod socket_buffer;
 pub mod tree;
 pub mod xattr;

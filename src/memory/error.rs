@@ -1,0 +1,148 @@
+//! What can go wrong with pages on the move.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::Space;
+use crate::model::Bytes;
+
+/// Why memory could not be moved.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A page server header of the wrong length.
+    #[error("a page server header of CRIU's has {length} bytes")]
+    PageServerHeader {
+        /// Its length.
+        length: usize,
+    },
+    /// A page server command that is not known.
+    #[error(
+        "CRIU sent its page server the command {command:#x}, which is not known: is the header layout of another version?"
+    )]
+    PageServerCommand {
+        /// The command, flags included.
+        command: u32,
+    },
+    /// A page server command about a space that cannot be.
+    #[error("CRIU sent its page server pages of {id:#x}, which is no address space")]
+    PageServerSpace {
+        /// Id and type.
+        id: u64,
+    },
+    /// A run of pages that cannot be.
+    #[error("CRIU sent its page server {pages} pages at {vaddr:#x}, which is no run of pages")]
+    PageServerRun {
+        /// Its address.
+        vaddr: u64,
+        /// Its length.
+        pages: u64,
+    },
+    /// Pages of a space that was not opened.
+    #[error("CRIU sent its page server pages of {space} without opening it")]
+    PageServerNotOpen {
+        /// The space.
+        space: Space,
+    },
+    /// The page server's connection broke.
+    #[error("the page server cannot {operation}")]
+    PageServer {
+        /// What was being done.
+        operation: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The page server's connection ended before CRIU had said that this was all.
+    #[error("CRIU left its page server in the middle of its pages")]
+    PageServerUnfinished,
+    /// A frame that is no frame.
+    #[error("a page frame of {length} bytes is damaged: {what}")]
+    Frame {
+        /// Its length.
+        length: usize,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// A run of pages could not be compressed.
+    #[error("cannot compress {length} bytes of pages")]
+    Compress {
+        /// How many bytes.
+        length: usize,
+        /// What the compressor said.
+        #[source]
+        source: io::Error,
+    },
+    /// A frame could not be handed on.
+    #[error("cannot send a page frame")]
+    Send {
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory of a task could not be looked at.
+    #[error("cannot {operation} of process {pid}")]
+    Task {
+        /// What was being done.
+        operation: &'static str,
+        /// Its host process id.
+        pid: i32,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The page store's directory or a file of it.
+    #[error("the page store in {} cannot {operation}", directory.display())]
+    Store {
+        /// What was being done.
+        operation: &'static str,
+        /// Where.
+        directory: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// The page store may not hold more.
+    #[error(
+        "the page store is full: {limit} were set aside for this container; it needs more memory than it said"
+    )]
+    Full {
+        /// How much it may hold.
+        limit: Bytes,
+    },
+    /// More address spaces than can be.
+    #[error("more than {most} address spaces arrived")]
+    TooManySpaces {
+        /// How many are allowed.
+        most: usize,
+    },
+    /// A page that the source believes to be here is not.
+    #[error("the page at {vaddr:#x} of {space} is missing: it never arrived")]
+    PageMissing {
+        /// The space.
+        space: Space,
+        /// Its address.
+        vaddr: u64,
+    },
+    /// The list of a space's pages is not what a list must be.
+    #[error("the list of the pages of {space} is {what}")]
+    List {
+        /// The space.
+        space: Space,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// No list of pages at all.
+    #[error("no list of pages arrived")]
+    NoList,
+    /// An image could not be written.
+    #[error("cannot {operation} {}", path.display())]
+    Image {
+        /// What was being done.
+        operation: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+}

@@ -1,0 +1,342 @@
+//! CRIU's memory images, written from a complete store: what an eager restore reads.
+//!
+//! Per address space a `pagemap-<vpid>.img` or `pagemap-shmem-<id>.img`, two magic numbers and records of a length
+//! and a message, and a `pages-<number>.img`, the bytes of all its pages one after the other. CRIU finds a page
+//! by adding up the entries before its own.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use nix::errno::Errno;
+use nix::fcntl::copy_file_range;
+use prost::Message;
+
+use super::space::{Entry, PageFlags, Space};
+use super::store::{Complete, StoredSpace, punch};
+use super::{MemoryError, PageStore};
+use crate::model::{PAGE_SIZE, Pages};
+
+const COMMON_MAGIC: u32 = 0x5456_4319;
+const PAGEMAP_MAGIC: u32 = 0x5608_4025;
+/// As many pages as are moved before their memory is given back: what a thread holds twice.
+const MOVED_AT_ONCE: u64 = 512;
+
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+struct PagemapHead {
+    #[prost(uint32, required, tag = "1")]
+    pages_id: u32,
+}
+
+/// CRIU 4.2 reads the count in field 5 where there is one, older ones know field 2 alone: with both, any reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Message)]
+struct PagemapEntry {
+    #[prost(uint64, required, tag = "1")]
+    vaddr: u64,
+    #[prost(uint32, required, tag = "2")]
+    narrow_count: u32,
+    #[prost(uint32, optional, tag = "4")]
+    flags: Option<u32>,
+    #[prost(uint64, optional, tag = "5")]
+    wide_count: Option<u64>,
+}
+
+/// Moves the pages of a complete store into CRIU's images in `directory`, which exists, with `threads` threads.
+///
+/// Pages are copied and their copy in the store given back bit by bit, so that all of them exist once, and a few
+/// MiB twice. Whatever comes of it the store is spent: after a failure nothing can be restored from it.
+pub fn write_images(
+    complete: Complete<'_>,
+    directory: &Path,
+    threads: usize,
+) -> Result<Pages, MemoryError> {
+    let first = first_free(directory)?;
+    let jobs = Mutex::new(VecDeque::new());
+    let store = complete.store;
+    for (number, (space, list)) in (first..).zip(&complete.lists) {
+        write_pagemap(directory, *space, number, list)?;
+        let pages = create(directory, &format!("pages-{number}.img"))?;
+        let count: u64 = list.iter().map(|entry| u64::from(entry.pages)).sum();
+        let resized = pages.set_len(count * PAGE_SIZE);
+        resized.map_err(image_error("size", directory, "a pages image"))?;
+        if let Some(stored) = store.known(*space) {
+            let mut all = jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            moves(stored, pages, list, &mut all);
+        }
+    }
+    thread::scope(|scope| {
+        let workers = (0..threads.max(1)).map(|_| scope.spawn(|| run(store, directory, &jobs)));
+        let workers: Vec<_> = workers.collect();
+        let results = workers.into_iter().map(|worker| match worker.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        results.collect::<Result<Vec<()>, _>>()
+    })?;
+    Ok(complete.pages)
+}
+
+/// A run of pages on its way from the store to an image.
+struct Move {
+    from: Arc<StoredSpace>,
+    to: Arc<File>,
+    vaddr: u64,
+    offset: u64,
+    pages: u64,
+}
+
+/// What is to be moved for a list. Zero pages are not: the image is sparse and reads as zeros there.
+fn moves(from: Arc<StoredSpace>, to: File, list: &[Entry], into: &mut VecDeque<Move>) {
+    let to = Arc::new(to);
+    let state = from.state();
+    let mut offset = 0;
+    for entry in list {
+        for (vaddr, pages) in state.presence.data_runs(entry.vaddr, entry.pages.into()) {
+            let mut done = 0;
+            while done < pages {
+                let now = (pages - done).min(MOVED_AT_ONCE);
+                let vaddr = vaddr + done * PAGE_SIZE;
+                into.push_back(Move {
+                    from: from.clone(),
+                    to: to.clone(),
+                    vaddr,
+                    offset: offset + (vaddr - entry.vaddr),
+                    pages: now,
+                });
+                done += now;
+            }
+        }
+        offset += u64::from(entry.pages) * PAGE_SIZE;
+    }
+}
+
+fn run(
+    store: &PageStore,
+    directory: &Path,
+    jobs: &Mutex<VecDeque<Move>>,
+) -> Result<(), MemoryError> {
+    loop {
+        let job = jobs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop_front();
+        let Some(job) = job else { return Ok(()) };
+        let length = job.pages * PAGE_SIZE;
+        copy(&job.from.file, job.vaddr, &job.to, job.offset, length).map_err(image_error(
+            "copy pages into",
+            directory,
+            "a pages image",
+        ))?;
+        punch(&job.from.file, job.vaddr, length).map_err(store.failed("give a page back"))?;
+        store.moved_away(job.pages);
+    }
+}
+
+/// Copies within the kernel where it can.
+fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64) -> io::Result<()> {
+    let signed =
+        |n: u64| i64::try_from(n).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
+    let (mut source, mut target) = (signed(at)?, signed(offset)?);
+    let mut left = length;
+    while left > 0 {
+        match copy_file_range(
+            from,
+            Some(&mut source),
+            to,
+            Some(&mut target),
+            left as usize,
+        ) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(copied) => left -= copied as u64,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EXDEV | Errno::EINVAL | Errno::EOPNOTSUPP | Errno::ENOSYS) => {
+                let mut buffer = vec![0; left as usize];
+                let done = length - left;
+                from.read_exact_at(&mut buffer, at + done)?;
+                return to.write_all_at(&buffer, offset + done);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The image's bytes: magic numbers, the head, an entry for every run.
+fn pagemap(pages_id: u32, list: &[Entry]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(32 + list.len() * 24);
+    bytes.extend(COMMON_MAGIC.to_le_bytes());
+    bytes.extend(PAGEMAP_MAGIC.to_le_bytes());
+    let mut record = |message: &[u8]| {
+        // Messages of at most five small fields.
+        bytes.extend((message.len() as u32).to_le_bytes());
+        bytes.extend(message);
+    };
+    record(&PagemapHead { pages_id }.encode_to_vec());
+    for entry in list {
+        // Whatever CRIU meant by it when it dumped, the pages are in the image now.
+        let lazy = entry.flags.bits() & PageFlags::LAZY.bits();
+        let message = PagemapEntry {
+            vaddr: entry.vaddr,
+            narrow_count: entry.pages,
+            flags: Some(lazy | PageFlags::PRESENT.bits()),
+            wide_count: Some(entry.pages.into()),
+        };
+        record(&message.encode_to_vec());
+    }
+    bytes
+}
+
+fn write_pagemap(
+    directory: &Path,
+    space: Space,
+    pages_id: u32,
+    list: &[Entry],
+) -> Result<(), MemoryError> {
+    let name = match space {
+        Space::Task(vpid) => format!("pagemap-{vpid}.img"),
+        Space::Shared(id) => format!("pagemap-shmem-{id}.img"),
+    };
+    let mut file = create(directory, &name)?;
+    let written = file.write_all(&pagemap(pages_id, list));
+    written.map_err(image_error("write", directory, &name))
+}
+
+/// A new file; one that is there already is an error, for it is not ours.
+fn create(directory: &Path, name: &str) -> Result<File, MemoryError> {
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(directory.join(name))
+        .map_err(image_error("create", directory, name))
+}
+
+/// The first number after those of all pages images in `directory`.
+fn first_free(directory: &Path) -> Result<u32, MemoryError> {
+    let names = fs::read_dir(directory);
+    let names = names.map_err(image_error("read the directory", directory, ""))?;
+    let numbers = names.filter_map(|name| {
+        let name = name.ok()?.file_name();
+        let number = name
+            .to_str()?
+            .strip_prefix("pages-")?
+            .strip_suffix(".img")?;
+        number.parse::<u32>().ok()
+    });
+    Ok(numbers.max().map_or(1, |most| most.saturating_add(1)))
+}
+
+fn image_error(
+    operation: &'static str,
+    directory: &Path,
+    name: &str,
+) -> impl FnOnce(io::Error) -> MemoryError {
+    let path = directory.join(name);
+    move |source| MemoryError::Image {
+        operation,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use crate::model::Bytes;
+
+    const PAGE: usize = PAGE_SIZE as usize;
+
+    fn entry(vaddr: u64, pages: u32, flags: PageFlags) -> Entry {
+        Entry {
+            vaddr,
+            pages,
+            flags,
+        }
+    }
+
+    #[test]
+    fn a_pagemap_has_the_bytes_that_criu_writes() {
+        let bytes = pagemap(1, &[entry(0x40_0000, 3, PageFlags::PRESENT)]);
+        let expected = [
+            0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56, // magic numbers
+            2, 0, 0, 0, 0x08, 1, // head
+            11, 0, 0, 0, 0x08, 0x80, 0x80, 0x80, 0x02, 0x10, 3, 0x20, 4, 0x28, 3,
+        ];
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn pages_are_in_the_order_of_the_list_and_the_store_is_empty() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = PageStore::create(directory.path(), Bytes(64 << 20)).unwrap();
+        let (task, shared) = (Space::Task(3), Space::Shared(9));
+        // More than is moved at once, a zero run in the middle, a page no list names, two spaces.
+        for page in 0..1500u64 {
+            store
+                .write(task, page * PAGE_SIZE, &[(page % 251) as u8 | 1; PAGE])
+                .unwrap();
+        }
+        store.zero(task, 700 * PAGE_SIZE, 50).unwrap();
+        store.write(shared, 0, &[7; PAGE]).unwrap();
+        let lazy = PageFlags::PRESENT.with(PageFlags::LAZY);
+        let list = [
+            entry(0, 10, lazy),
+            entry(20 * PAGE_SIZE, 1480, PageFlags::PARENT),
+        ];
+        store.list(task, 0, &list, true).unwrap();
+        store
+            .list(shared, 0, &[entry(0, 1, PageFlags::PRESENT)], true)
+            .unwrap();
+        fs::write(directory.path().join("pages-4.img"), b"criu's own").unwrap();
+        let complete = store.verify().unwrap();
+        let pages = write_images(complete, directory.path(), 3).unwrap();
+        assert_eq!(pages, Pages(1491));
+        assert_eq!(
+            fs::read(directory.path().join("pages-4.img")).unwrap(),
+            b"criu's own"
+        );
+        let bytes = fs::read(directory.path().join("pages-5.img")).unwrap();
+        assert_eq!(bytes.len(), 1490 * PAGE);
+        let at = |n: usize| {
+            let page = &bytes[n * PAGE..(n + 1) * PAGE];
+            assert!(page.iter().all(|&b| b == page[0]));
+            page[0]
+        };
+        for n in 0..1490usize {
+            let page = if n < 10 { n } else { n + 10 };
+            let expected = if (700..750).contains(&page) {
+                0
+            } else {
+                (page % 251) as u8 | 1
+            };
+            assert_eq!(at(n), expected, "page {page}");
+        }
+        assert_eq!(
+            fs::read(directory.path().join("pages-6.img")).unwrap(),
+            [7; PAGE]
+        );
+        assert!(directory.path().join("pagemap-shmem-9.img").exists());
+        // Ten pages that no list named, and what it takes to know of two spaces.
+        assert!(store.used() < Bytes(64 << 10), "{}", store.used());
+    }
+
+    #[test]
+    fn an_image_that_is_there_already_is_not_overwritten() {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        let store = PageStore::create(directory.path(), Bytes(1 << 20)).unwrap();
+        store.list(Space::Task(3), 0, &[], true).unwrap();
+        fs::write(directory.path().join("pagemap-3.img"), b"other").unwrap();
+        let result = write_images(store.verify().unwrap(), directory.path(), 1);
+        assert!(matches!(
+            result,
+            Err(MemoryError::Image {
+                operation: "create",
+                ..
+            })
+        ));
+    }
+}
