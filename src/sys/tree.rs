@@ -58,6 +58,14 @@ pub fn open_within(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Resul
     Ok(openat2(root, path, how)?)
 }
 
+/// Opens `path` beneath `root`: an absolute path, and one that leaves `root`, by `..` or by a link, is refused.
+pub fn open_beneath(root: BorrowedFd<'_>, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
+    let how = OpenHow::new()
+        .flags(flags | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+    Ok(openat2(root, path, how)?)
+}
+
 /// The names in an open directory, sorted by their bytes, without `.` and `..`.
 pub fn names(directory: BorrowedFd<'_>) -> io::Result<Vec<OsString>> {
     // A descriptor of its own: reading moves the position that a duplicate would share.
