@@ -6,12 +6,13 @@ use rtnetlink::LinkBridge;
 use rtnetlink::packet_route::link::InfoKind;
 
 use super::netlink::{Link, Netlink, named};
-use super::{Failures, NetError, NetworkConfig};
+use super::{Failures, Here, NetError, NetworkConfig};
 use crate::model::Mac;
 
 /// Sees to it that the bridge exists, is up, has its address and its uplink. What is so already stays untouched;
 /// everything is checked before anything is changed, and a bridge that was made is removed again on failure.
-pub(super) fn ensure(netlink: &Netlink, config: &NetworkConfig) -> Result<(), NetError> {
+pub(super) fn ensure(here: &Here<'_>) -> Result<(), NetError> {
+    let (netlink, config) = (&here.netlink, here.config);
     let found = find(netlink, config)?;
     if let Some(uplink) = &config.uplink {
         check_uplink(netlink, uplink, found.as_ref())?;
@@ -34,18 +35,22 @@ pub(super) fn ensure(netlink: &Netlink, config: &NetworkConfig) -> Result<(), Ne
 }
 
 /// The bridge that [`ensure`] saw to.
-pub(super) fn get(netlink: &Netlink, config: &NetworkConfig) -> Result<Link, NetError> {
+pub(super) fn get(here: &Here<'_>) -> Result<Link, NetError> {
+    existing(&here.netlink, here.config)
+}
+
+fn existing(netlink: &Netlink, config: &NetworkConfig) -> Result<Link, NetError> {
     let bridge = config.bridge.clone();
     find(netlink, config)?.ok_or(NetError::NoBridge { bridge })
 }
 
 /// How long a frame may be that crosses the bridge to wherever it leads.
-pub(super) fn mtu(netlink: &Netlink, config: &NetworkConfig) -> Result<Option<u32>, NetError> {
+pub(super) fn mtu(here: &Here<'_>) -> Result<Option<u32>, NetError> {
     // A bridge takes the shortest of its ports', so that without an uplink there is nothing to learn from it.
-    let Some(uplink) = &config.uplink else {
+    let Some(uplink) = &here.config.uplink else {
         return Ok(None);
     };
-    Ok(look_up(netlink, uplink)?.and_then(|link| link.mtu))
+    Ok(look_up(&here.netlink, uplink)?.and_then(|link| link.mtu))
 }
 
 fn look_up(netlink: &Netlink, name: &str) -> Result<Option<Link>, NetError> {
@@ -75,7 +80,7 @@ fn make(netlink: &Netlink, config: &NetworkConfig) -> Result<Link, NetError> {
     netlink
         .add(message.build())
         .map_err(NetError::kernel("make the bridge", name))?;
-    let bridge = get(netlink, config)?;
+    let bridge = existing(netlink, config)?;
     if config.bridge_address.is_none() {
         // The kernel's own choice, but as a decision that stays.
         netlink

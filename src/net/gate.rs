@@ -5,23 +5,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::netlink::{Link, Netlink, named};
-use super::{NetError, Network, bridge, plan, port};
+use super::{Here, NetError, bridge, plan, port};
 use crate::model::Name;
 
-/// The kernel lets a port's frames through as soon as it has noticed that the link is up, for a new link perhaps
-/// a moment after we ask.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The kernel lets a port's frames through when it has noticed that the link is up. For a link that was made long
+/// ago that is at once; of a new one it may take notice a second later.
+const PATIENCE: Duration = Duration::from_secs(3);
 const STEP: Duration = Duration::from_millis(1);
 
 /// Opens the gate. When it returns, frames pass. A gate that is open already stays so.
-pub(super) fn open(network: &Network, name: &Name) -> Result<(), NetError> {
-    let bridge = bridge::get(&network.netlink, &network.config)?;
-    move_to(&network.netlink, name, bridge.index, "put on the bridge")?;
+pub(super) fn open(here: &Here<'_>, name: &Name) -> Result<(), NetError> {
+    let bridge = bridge::get(here)?;
+    move_to(&here.netlink, name, bridge.index, "put on the bridge")?;
     let port = plan::port_name(name);
     let deadline = Instant::now() + PATIENCE;
-    while !existing(&network.netlink, name, &port)?.forwarding {
+    while !existing(&here.netlink, name, &port)?.forwarding {
         if Instant::now() > deadline {
-            let bridge = network.config.bridge.clone();
+            let bridge = here.config.bridge.clone();
             return Err(NetError::PortAsleep { bridge, port });
         }
         thread::sleep(STEP);
@@ -30,14 +30,14 @@ pub(super) fn open(network: &Network, name: &Name) -> Result<(), NetError> {
 }
 
 /// Closes the gate. A gate that is closed already stays so.
-pub(super) fn close(network: &Network, name: &Name) -> Result<(), NetError> {
-    move_to(&network.netlink, name, 0, "take off the bridge")
+pub(super) fn close(here: &Here<'_>, name: &Name) -> Result<(), NetError> {
+    move_to(&here.netlink, name, 0, "take off the bridge")
 }
 
 /// Whether the gate is open.
-pub(super) fn is_open(network: &Network, name: &Name) -> Result<bool, NetError> {
-    let bridge = bridge::get(&network.netlink, &network.config)?;
-    let link = existing(&network.netlink, name, &plan::port_name(name))?;
+pub(super) fn is_open(here: &Here<'_>, name: &Name) -> Result<bool, NetError> {
+    let bridge = bridge::get(here)?;
+    let link = existing(&here.netlink, name, &plan::port_name(name))?;
     Ok(link.master == Some(bridge.index))
 }
 

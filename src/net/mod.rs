@@ -13,7 +13,7 @@
 //! **Invariant:** a port is made with its gate closed; only [`Network::attach`] opens it.
 //! **Invariant:** everything here can be done again after a crash, and a failure leaves nothing behind.
 //! **Invariant:** a [`Network`] works in the network namespace in which it was opened, whichever thread calls it,
-//! and no thread but its own short-lived ones ever changes its namespace.
+//! and no thread but its own short-lived ones ever changes its namespace or drives its async runtime.
 
 mod announce;
 mod bridge;
@@ -26,6 +26,9 @@ mod plan;
 mod port;
 mod probe;
 
+#[cfg(test)]
+mod test;
+
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
@@ -37,13 +40,18 @@ pub use plan::NetworkConfig;
 use crate::model::{Lease, Name};
 use crate::sys::netns::NetNs;
 
-/// The container network on this host. Its calls block: they must not be made on an async worker thread.
+/// The container network on this host. Its calls block.
 #[derive(Debug)]
 pub struct Network {
     config: NetworkConfig,
-    netlink: netlink::Netlink,
     /// Where the bridge is.
     home: NetNs,
+}
+
+/// What a job has that runs at home: on a thread of its own, in the namespace where the bridge is.
+struct Here<'a> {
+    config: &'a NetworkConfig,
+    netlink: netlink::Netlink,
 }
 
 impl Network {
@@ -53,14 +61,9 @@ impl Network {
         config.check()?;
         let home =
             NetNs::current().map_err(NetError::kernel("open", "this host's network namespace"))?;
-        let netlink =
-            netlink::Netlink::open().map_err(NetError::kernel("open", "a netlink socket"))?;
-        bridge::ensure(&netlink, &config)?;
-        Ok(Self {
-            config,
-            netlink,
-            home,
-        })
+        let network = Self { config, home };
+        network.at_home(bridge::ensure)?;
+        Ok(network)
     }
 
     /// The configuration it was opened with.
@@ -72,22 +75,22 @@ impl Network {
     /// and an eth0 with the lease's addresses and the default route, all up. The gate is closed. Nothing of it
     /// may exist before; on failure nothing is left behind.
     pub fn make_port(&self, name: &Name, lease: &Lease, pin: &Path) -> Result<(), NetError> {
-        port::make(self, name, lease, pin)
+        self.at_home(|here| port::make(here, name, lease, pin))
     }
 
     /// Opens the gate: from now on the container's frames pass. An open gate stays open.
     pub fn attach(&self, name: &Name) -> Result<(), NetError> {
-        gate::open(self, name)
+        self.at_home(|here| gate::open(here, name))
     }
 
     /// Closes the gate: from now on no frame passes. A closed gate stays closed.
     pub fn detach(&self, name: &Name) -> Result<(), NetError> {
-        gate::close(self, name)
+        self.at_home(|here| gate::close(here, name))
     }
 
     /// Whether the gate is open.
     pub fn is_attached(&self, name: &Name) -> Result<bool, NetError> {
-        gate::is_open(self, name)
+        self.at_home(|here| gate::is_open(here, name))
     }
 
     /// Tells the neighbours where the container is now: at once, and three times more within two seconds, from a
@@ -99,12 +102,12 @@ impl Network {
     /// Removes everything that [`Network::make_port`] makes, or whatever there is of it. It does as much as it
     /// can, and tells everything that failed.
     pub fn remove_port(&self, name: &Name, pin: &Path) -> Result<(), NetError> {
-        port::remove(self, name, pin)
+        self.at_home(|here| port::remove(here, name, pin))
     }
 
     /// The host's ends of all ports that exist, whosever they are: see [`Network::port_name`].
     pub fn ports(&self) -> Result<Vec<String>, NetError> {
-        port::list(&self.netlink)
+        self.at_home(port::list)
     }
 
     /// The name of the host's end of a container's port.
@@ -115,6 +118,21 @@ impl Network {
     /// Whether anybody on the network has this address, or is about to take it. Silence takes `wait` to hear; a
     /// few hundred milliseconds are right for one segment.
     pub fn answers(&self, address: Ipv4Addr, wait: Duration) -> Result<bool, NetError> {
-        probe::answers(self, address, wait)
+        self.at_home(|here| probe::answers(here, address, wait))
+    }
+
+    fn at_home<T: Send>(
+        &self,
+        job: impl FnOnce(&Here<'_>) -> Result<T, NetError> + Send,
+    ) -> Result<T, NetError> {
+        let config = &self.config;
+        let run = || {
+            let netlink =
+                netlink::Netlink::open().map_err(NetError::kernel("open", "a netlink socket"))?;
+            job(&Here { config, netlink })
+        };
+        self.home
+            .run(run)
+            .map_err(NetError::kernel("enter", "this host's network namespace"))?
     }
 }

@@ -12,13 +12,17 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinHandle;
 
-/// A connection to the kernel. It belongs to the network namespace of the thread that opened it, wherever it is
-/// used. Its calls block, and must not be made on a thread that drives another async runtime.
+/// A connection to the kernel, in the network namespace of the thread that opened it. It serves one job of one
+/// thread and is not kept: the crate ends a connection for good when it does not understand an answer, which a
+/// newer kernel may give, and the calls that wait on it then look as if they had succeeded. [`Netlink::wait`] sees
+/// that, and the next job is not concerned.
 #[derive(Debug)]
 pub(super) struct Netlink {
     runtime: Runtime,
     handle: Handle,
+    connection: JoinHandle<()>,
 }
 
 /// An interface, as far as this room looks at it.
@@ -43,29 +47,35 @@ impl Netlink {
     /// Connects, in the calling thread's network namespace.
     pub fn open() -> io::Result<Self> {
         let runtime = Builder::new_current_thread().enable_io().build()?;
-        let handle = {
+        let (connection, handle, _) = {
             let _inside = runtime.enter();
-            let (connection, handle, _) = rtnetlink::new_connection()?;
-            runtime.spawn(connection);
-            handle
+            rtnetlink::new_connection()?
         };
-        Ok(Self { runtime, handle })
+        let connection = runtime.spawn(connection);
+        Ok(Self {
+            runtime,
+            handle,
+            connection,
+        })
     }
 
     /// The interface of this name, if there is one.
     pub fn link(&self, name: &str) -> io::Result<Option<Link>> {
         let mut found = self.handle.link().get().match_name(name).execute();
         match self.wait(found.try_next()) {
-            Ok(message) => Ok(message.map(Link::from)),
+            Ok(Some(message)) => Ok(Some(message.into())),
+            Ok(None) => Err(no_answer()),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(error),
         }
     }
 
-    /// All interfaces.
-    pub fn links(&self) -> io::Result<Vec<Link>> {
-        let all = self.handle.link().get().execute();
-        self.wait(all.map_ok(Link::from).try_collect())
+    /// All interfaces of one kind. The kernel chooses: of other kinds we might not understand all it says.
+    pub fn links(&self, kind: InfoKind) -> io::Result<Vec<Link>> {
+        let mut all = self.handle.link().get();
+        let filter = LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)]);
+        all.message_mut().attributes.push(filter);
+        self.wait(all.execute().map_ok(Link::from).try_collect())
     }
 
     /// Makes an interface; one of the same name must not exist.
@@ -131,11 +141,20 @@ impl Netlink {
     }
 
     fn wait<T>(&self, answer: impl Future<Output = Result<T, Error>>) -> io::Result<T> {
-        self.runtime.block_on(answer).map_err(|error| match error {
+        let answer = self.runtime.block_on(answer);
+        if self.connection.is_finished() {
+            return Err(no_answer());
+        }
+        answer.map_err(|error| match error {
             Error::NetlinkError(message) => message.to_io(),
             other => io::Error::other(other),
         })
     }
+}
+
+fn no_answer() -> io::Error {
+    let text = "the kernel's answer is missing, or not understood";
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 /// A change of the interface of this name.

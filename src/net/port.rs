@@ -9,7 +9,7 @@
 //! does not reach the host's own network stack either: the host's end has no IPv6, and answers no ARP.
 
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::Path;
 
 use rtnetlink::LinkVeth;
@@ -17,8 +17,8 @@ use rtnetlink::packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
 };
 
-use super::netlink::{Netlink, named};
-use super::{Failures, NetError, Network, bridge, plan};
+use super::netlink::{Link, Netlink, named};
+use super::{Failures, Here, NetError, bridge, plan};
 use crate::model::{Lease, Name};
 use crate::sys::netns::{self, NetNs};
 
@@ -37,7 +37,7 @@ const QUIET_IPV6: [(&str, &str); 5] = [
 
 /// Makes the port, or nothing.
 pub(super) fn make(
-    network: &Network,
+    here: &Here<'_>,
     name: &Name,
     lease: &Lease,
     pin: &Path,
@@ -47,7 +47,7 @@ pub(super) fn make(
         name: name.clone(),
         what,
     };
-    if look_up(&network.netlink, &port)?.is_some() {
+    if look_up(&here.netlink, &port)?.is_some() {
         return Err(exists(format!("interface {port}")));
     }
     if fs::symlink_metadata(pin).is_ok() {
@@ -61,11 +61,11 @@ pub(super) fn make(
         "pin a new network namespace at",
         pin.display(),
     ))?;
-    let Err(source) = connect(network, name, lease, pin) else {
+    let Err(source) = connect(here, name, lease, pin) else {
         return Ok(());
     };
     // The port was not there when we began, and its name is the container's: what is there now is ours.
-    match remove(network, name, pin) {
+    match remove(here, name, pin) {
         Ok(()) => Err(source),
         Err(NetError::Remains { failures, .. }) => Err(NetError::NotUndone {
             name: name.clone(),
@@ -77,10 +77,10 @@ pub(super) fn make(
 }
 
 /// Removes the port, or whatever a crash in [`make`] or here has left of it.
-pub(super) fn remove(network: &Network, name: &Name, pin: &Path) -> Result<(), NetError> {
+pub(super) fn remove(here: &Here<'_>, name: &Name, pin: &Path) -> Result<(), NetError> {
     let mut failures = Failures::default();
     // The link first: it takes eth0 with it, even where a process still lives in the namespace.
-    failures.note(remove_link(&network.netlink, &plan::port_name(name)));
+    failures.note(remove_link(&here.netlink, &plan::port_name(name)));
     failures.note(netns::unpin(pin).map_err(NetError::kernel(
         "unpin the network namespace at",
         pin.display(),
@@ -94,20 +94,16 @@ pub(super) fn remove(network: &Network, name: &Name, pin: &Path) -> Result<(), N
 }
 
 /// The host's ends that exist, of whatever containers.
-pub(super) fn list(netlink: &Netlink) -> Result<Vec<String>, NetError> {
-    let links = netlink
-        .links()
-        .map_err(NetError::kernel("list", "interfaces"))?;
-    let ours = links
-        .into_iter()
-        .filter(|link| link.kind == Some(InfoKind::Veth) && plan::is_port_name(&link.name));
-    Ok(ours.map(|link| link.name).collect())
+pub(super) fn list(here: &Here<'_>) -> Result<Vec<String>, NetError> {
+    let links = here
+        .netlink
+        .links(InfoKind::Veth)
+        .map_err(NetError::kernel("list", "the interfaces"))?;
+    let names = links.into_iter().map(|link| link.name);
+    Ok(names.filter(|name| plan::is_port_name(name)).collect())
 }
 
-pub(super) fn look_up(
-    netlink: &Netlink,
-    port: &str,
-) -> Result<Option<super::netlink::Link>, NetError> {
+pub(super) fn look_up(netlink: &Netlink, port: &str) -> Result<Option<Link>, NetError> {
     netlink
         .link(port)
         .map_err(NetError::kernel("look up", port))
@@ -124,37 +120,39 @@ fn remove_link(netlink: &Netlink, port: &str) -> Result<(), NetError> {
     }
 }
 
-fn connect(network: &Network, name: &Name, lease: &Lease, pin: &Path) -> Result<(), NetError> {
+fn connect(here: &Here<'_>, name: &Name, lease: &Lease, pin: &Path) -> Result<(), NetError> {
     let port = plan::port_name(name);
     let inside = NetNs::open(pin).map_err(NetError::kernel("open", pin.display()))?;
-    make_link(network, &port, lease, &inside)?;
-    tame_host_end(&network.netlink, name, &port)?;
+    make_link(here, &port, lease, &inside)?;
+    tame_host_end(&here.netlink, name, &port)?;
     inside
         .run(|| configure_inside(lease))
         .map_err(NetError::kernel("enter", pin.display()))?
 }
 
 /// Both ends at once, each in its place: there is no moment at which eth0 is somewhere else.
-fn make_link(network: &Network, port: &str, lease: &Lease, inside: &NetNs) -> Result<(), NetError> {
+fn make_link(here: &Here<'_>, port: &str, lease: &Lease, inside: &NetNs) -> Result<(), NetError> {
     let mut far = named(INSIDE)
         .address(lease.mac.0.to_vec())
-        .setns_by_fd(std::os::fd::AsFd::as_fd(inside).as_raw_fd());
+        .setns_by_fd(inside.as_fd().as_raw_fd());
     let mut near = LinkVeth::new(port, INSIDE);
-    if let Some(mtu) = bridge::mtu(&network.netlink, &network.config)? {
+    if let Some(mtu) = bridge::mtu(here)? {
         far = far.mtu(mtu);
         near = near.mtu(mtu);
     }
     let near = near.set_info_data(InfoData::Veth(InfoVeth::Peer(far.build())));
-    network
-        .netlink
+    here.netlink
         .add(near.build())
         .map_err(NetError::kernel("make the link", port))
 }
 
-/// No ARP and no IPv6 on the host's end. Before a closed gate the frames of a container come to the host's own
-/// stack, which would answer ARP for any of the host's addresses, and so speak with a container that nobody is to
-/// hear. On the bridge it makes no difference: there the bridge speaks for the host.
+/// No ARP, no IPv6 and no IPv4 from the host's end. Before a closed gate the frames of a container come to the
+/// host's own stack, which would answer ARP for any of the host's addresses and take what it is sent, and so hear a
+/// container that nobody is to hear. The container's address is never reached over this interface, which is what
+/// `rp_filter` asks. On the bridge all this makes no difference: there the bridge speaks for the host.
 fn tame_host_end(netlink: &Netlink, name: &Name, port: &str) -> Result<(), NetError> {
+    let key = format!("ipv4/conf/{port}/rp_filter");
+    netns::set_parameter(&key, "1").map_err(NetError::kernel("set", key))?;
     let no_ipv6 = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     let tamed = named(port)
         .arp(false)

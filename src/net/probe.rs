@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use super::frame::{Arp, ETHERTYPE};
-use super::{NetError, Network};
+use super::{Here, NetError};
 use crate::model::Mac;
 use crate::sys::ethernet::EthernetSocket;
 
@@ -14,11 +14,11 @@ const PROBES: u32 = 3;
 
 /// Asks on the bridge, and listens for as long as `wait`; an answer ends it at once.
 pub(super) fn answers(
-    network: &Network,
+    here: &Here<'_>,
     address: Ipv4Addr,
     wait: Duration,
 ) -> Result<bool, NetError> {
-    let own = network
+    let own = here
         .netlink
         .all_addresses()
         .map_err(NetError::kernel("read the addresses of", "this host"))?;
@@ -26,11 +26,9 @@ pub(super) fn answers(
     if own.contains(&IpAddr::V4(address)) {
         return Ok(true);
     }
-    let bridge = &network.config.bridge;
-    network
-        .home
-        .run(|| EthernetSocket::open(bridge, ETHERTYPE))
-        .and_then(|socket| ask(&socket?, address, wait))
+    let bridge = &here.config.bridge;
+    EthernetSocket::open(bridge, ETHERTYPE)
+        .and_then(|socket| ask(&socket, address, wait))
         .map_err(NetError::kernel("ask for an address on", bridge))
 }
 

@@ -8,8 +8,7 @@ use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, getsockname, recv,
-    send, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send, socket,
 };
 
 /// A socket that sends any frame on one interface, and receives those of one Ethernet type that arrive there. It
@@ -30,8 +29,20 @@ impl EthernetSocket {
 
     /// The Ethernet address of the interface.
     pub fn hardware_address(&self) -> io::Result<[u8; 6]> {
-        let own: LinkAddr = getsockname(self.0.as_raw_fd())?;
-        own.addr().ok_or_else(|| io::ErrorKind::Unsupported.into())
+        let mut raw = nowhere();
+        let mut length = LENGTH;
+        // SAFETY: both pointers are to values that live through the call, and the length is that of the first; the
+        // kernel writes no more than that. (nix takes the kernel's shorter answer for Ethernet for an error.)
+        let result = unsafe {
+            libc::getsockname(self.0.as_raw_fd(), (&raw mut raw).cast(), &raw mut length)
+        };
+        Errno::result(result)?;
+        let [address @ .., _, _] = raw.sll_addr;
+        if raw.sll_halen == 6 {
+            Ok(address)
+        } else {
+            Err(io::ErrorKind::Unsupported.into())
+        }
     }
 
     /// Sends a frame, Ethernet header and all.
@@ -68,21 +79,30 @@ impl EthernetSocket {
     }
 }
 
-fn address(index: u32, ethertype: u16) -> io::Result<LinkAddr> {
-    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let raw = libc::sockaddr_ll {
+const LENGTH: libc::socklen_t = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+
+fn nowhere() -> libc::sockaddr_ll {
+    libc::sockaddr_ll {
         sll_family: libc::AF_PACKET as u16,
-        sll_protocol: ethertype.to_be(),
-        sll_ifindex: i32::try_from(index).map_err(|_| invalid())?,
+        sll_protocol: 0,
+        sll_ifindex: 0,
         sll_hatype: 0,
         sll_pkttype: 0,
         sll_halen: 0,
         sll_addr: [0; 8],
+    }
+}
+
+fn address(index: u32, ethertype: u16) -> io::Result<LinkAddr> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let raw = libc::sockaddr_ll {
+        sll_protocol: ethertype.to_be(),
+        sll_ifindex: i32::try_from(index).map_err(|_| invalid())?,
+        ..nowhere()
     };
-    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
     // SAFETY: the pointer is to a whole sockaddr_ll, of this length and with its family set, that lives until the
     // call has copied it.
-    unsafe { LinkAddr::from_raw((&raw const raw).cast(), Some(length)) }.ok_or_else(invalid)
+    unsafe { LinkAddr::from_raw((&raw const raw).cast(), Some(LENGTH)) }.ok_or_else(invalid)
 }
 
 #[cfg(test)]

@@ -113,22 +113,24 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Re
 mod test {
     use super::*;
     use std::os::unix::fs::MetadataExt;
-    use std::path::PathBuf;
 
-    /// A directory in a mount namespace of the calling thread's own: whatever a test leaves mounted ends with it.
-    fn given_root(test: &str) -> Option<tempfile::TempDir> {
+    /// Gives `work` a directory, in a mount namespace of its own: whatever a test leaves mounted ends with it.
+    fn as_root(test: &str, work: impl FnOnce(&Path) + Send) {
         if !nix::unistd::geteuid().is_root() {
-            assert!(
-                std::env::var_os("GODWIT_REQUIRE_ROOT").is_none_or(|v| v != "1"),
-                "{test}: needs root"
-            );
+            let required = std::env::var_os("GODWIT_REQUIRE_ROOT").is_some_and(|v| v == "1");
+            assert!(!required, "{test}: needs root");
             println!("SKIP {test}: needs root");
-            return None;
+            return;
         }
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-        mount(None::<&str>, "/", None::<&str>, private, None::<&str>).unwrap();
-        Some(tempfile::tempdir().unwrap())
+        let dir = tempfile::tempdir().unwrap();
+        on_own_thread(|| {
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            let one_way = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+            mount(None::<&str>, "/", None::<&str>, one_way, None::<&str>)?;
+            work(dir.path());
+            Ok(())
+        })
+        .unwrap();
     }
 
     fn inode(path: &Path) -> u64 {
@@ -137,63 +139,60 @@ mod test {
 
     #[test]
     fn work_is_done_in_the_pinned_namespace_and_the_caller_stays_where_it_was() {
-        let Some(dir) = given_root("netns run") else {
-            return;
-        };
-        let pin = dir.path().join("pin");
-        pin_new(&pin).unwrap();
-        let home = inode(Path::new(OWN));
-        let there = NetNs::open(&pin)
-            .unwrap()
-            .run(|| inode(Path::new(OWN)))
-            .unwrap();
-        assert_eq!(there, inode(&pin));
-        assert_ne!(there, home);
-        assert_eq!(inode(Path::new(OWN)), home);
-        unpin(&pin).unwrap();
-        assert!(!pin.exists());
+        as_root("netns run", |dir| {
+            let pin = dir.join("pin");
+            pin_new(&pin).unwrap();
+            let home = inode(Path::new(OWN));
+            let there = NetNs::open(&pin)
+                .unwrap()
+                .run(|| inode(Path::new(OWN)))
+                .unwrap();
+            assert_eq!(there, inode(&pin));
+            assert_ne!(there, home);
+            assert_eq!(inode(Path::new(OWN)), home);
+            unpin(&pin).unwrap();
+            assert!(!pin.exists());
+        });
     }
 
     #[test]
     fn a_pin_is_not_put_on_something_that_exists() {
-        let Some(dir) = given_root("netns pin") else {
-            return;
-        };
-        let pin = dir.path().join("pin");
-        pin_new(&pin).unwrap();
-        let before = inode(&pin);
-        assert_eq!(
-            pin_new(&pin).unwrap_err().kind(),
-            io::ErrorKind::AlreadyExists
-        );
-        assert_eq!(inode(&pin), before);
-        unpin(&pin).unwrap();
+        as_root("netns pin", |dir| {
+            let pin = dir.join("pin");
+            pin_new(&pin).unwrap();
+            let before = inode(&pin);
+            assert_eq!(
+                pin_new(&pin).unwrap_err().kind(),
+                io::ErrorKind::AlreadyExists
+            );
+            assert_eq!(inode(&pin), before);
+            unpin(&pin).unwrap();
+        });
     }
 
     #[test]
     fn whatever_a_crash_left_of_a_pin_is_removed() {
-        let Some(dir) = given_root("netns unpin") else {
-            return;
-        };
-        let pin: PathBuf = dir.path().join("pin");
-        unpin(&pin).unwrap();
-        fs::write(&pin, "").unwrap();
-        assert!(NetNs::open(&pin).unwrap().run(|| ()).is_err());
-        unpin(&pin).unwrap();
-        assert!(!pin.exists());
-        pin_new(&pin).unwrap();
-        mount(
-            Some(OWN),
-            &pin,
-            None::<&str>,
-            MsFlags::MS_BIND,
-            None::<&str>,
-        )
-        .unwrap();
-        unpin(&pin).unwrap();
-        unpin(&pin).unwrap();
-        assert!(!pin.exists());
-        let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
-        assert!(!mounts.contains(pin.to_str().unwrap()));
+        as_root("netns unpin", |dir| {
+            let pin = dir.join("pin");
+            unpin(&pin).unwrap();
+            fs::write(&pin, "").unwrap();
+            assert!(NetNs::open(&pin).unwrap().run(|| ()).is_err());
+            unpin(&pin).unwrap();
+            assert!(!pin.exists());
+            pin_new(&pin).unwrap();
+            mount(
+                Some(OWN),
+                &pin,
+                None::<&str>,
+                MsFlags::MS_BIND,
+                None::<&str>,
+            )
+            .unwrap();
+            unpin(&pin).unwrap();
+            unpin(&pin).unwrap();
+            assert!(!pin.exists());
+            let mounts = fs::read_to_string("/proc/thread-self/mounts").unwrap();
+            assert!(!mounts.contains(pin.to_str().unwrap()));
+        });
     }
 }
