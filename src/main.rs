@@ -3,5 +3,10 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    godwit::cli::run()
+    let mut arguments = std::env::args_os().skip(1);
+    // What follows is decided before any thread exists: these roads fork.
+    match arguments.next().as_deref().and_then(|word| word.to_str()) {
+        Some("init") => godwit::container::init::run(arguments),
+        _ => godwit::cli::run(),
+    }
 }

@@ -1,1 +1,3 @@
 //! One container on one host: its record, its verbs, its shim.
+
+pub mod init;

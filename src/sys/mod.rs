@@ -1,11 +1,17 @@
 //! The only unsafe code: one syscall family per file; says what the kernel said.
 
 pub mod before_exec;
+pub mod clone;
 pub mod ethernet;
+pub mod fdpass;
 pub mod file;
+pub mod mount;
+pub mod namespace;
 pub mod netns;
 pub mod packet;
 pub mod pagemap;
+pub mod pidfd;
+pub mod process;
 pub mod signal;
 pub mod socket_buffer;
 pub mod tree;
