@@ -894,3 +894,69 @@ async fn a_stream_that_is_cut_does_not_look_finished() {
     // `read` itself fails too, where an end would be 0 bytes.
     assert!(there.read(&mut heard).await.is_err());
 }
+
+/// Whether the test may go on: it is skipped in sight without root, and fails where root is required.
+fn is_root(test: &str) -> bool {
+    let root = nix::unistd::geteuid().is_root();
+    if !root {
+        assert!(
+            std::env::var_os("GODWIT_REQUIRE_ROOT").is_none(),
+            "{test} needs root"
+        );
+        println!("SKIP {test}: needs root");
+    }
+    root
+}
+
+/// Runs a command in the network namespace of this thread.
+fn run(program: &str, arguments: &[&str]) {
+    let status = std::process::Command::new(program).args(arguments).status();
+    assert!(status.unwrap().success(), "{program} {arguments:?}");
+}
+
+#[test]
+fn a_cut_link_is_noticed_with_and_without_data_on_its_way() {
+    if !is_root("a_cut_link_is_noticed_with_and_without_data_on_its_way") {
+        return;
+    }
+    // A network namespace of its own, on a thread that nobody else uses: it is gone when the thread has ended.
+    let thread = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+        run("ip", &["link", "set", "lo", "up"]);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
+        runtime.unwrap().block_on(check_cut_link());
+    });
+    thread.join().unwrap();
+}
+
+async fn check_cut_link() {
+    let (mut alpha, beta) = given_pair().await;
+    let mut idle = dial(&beta.book, alpha.name()).await.unwrap();
+    let (_, mut idle_there) = alpha.streams.recv().await.unwrap();
+    let mut busy = dial(&beta.book, alpha.name()).await.unwrap();
+    let (_, _busy_there) = alpha.streams.recv().await.unwrap();
+    run("nft", &["add", "table", "inet", "cut"]);
+    let chain = "{ type filter hook input priority 0 ; policy drop ; }";
+    run("nft", &["add", "chain", "inet", "cut", "in", chain]);
+    let begun = Instant::now();
+    busy.write_all(&[7; 1000]).await.unwrap();
+    busy.flush().await.unwrap();
+    let noticed = async |stream: &mut PeerStream| {
+        let error = stream.read_u8().await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+        begun.elapsed()
+    };
+    let all = async {
+        tokio::join!(
+            noticed(&mut idle),
+            noticed(&mut idle_there),
+            noticed(&mut busy)
+        )
+    };
+    let (a, b, c) = timeout(Duration::from_secs(20), all).await.unwrap();
+    for took in [a, b, c] {
+        assert!((8..15).contains(&took.as_secs()), "{a:?} {b:?} {c:?}");
+    }
+}
