@@ -1,0 +1,208 @@
+//! Source and destination in one process over a link in memory: whatever fails in whichever phase on
+//! whichever side, exactly one copy of the container runs afterwards.
+
+mod world;
+
+use std::time::Duration;
+
+use godwit::migration::{Entry, JournalState};
+use godwit::model::{Outcome, Phase, Side};
+use world::{Copy, Fault, World};
+
+const SIDES: [Side; 2] = [Side::Source, Side::Destination];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_undisturbed_container_moves_once() {
+    let world = World::new(None);
+    let outcome = world.migrate().await.expect("nothing crashes");
+    assert_eq!(outcome, Outcome::Moved);
+    world.settled().await;
+    assert_eq!(world.copies(), (Copy::Gone, Copy::Running));
+    assert_eq!(world.generation(), 1);
+    assert_eq!(
+        world.seen(),
+        "image files round:0 round:1 frozen dump changes restored"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failure_of_either_side_in_any_phase_leaves_one_copy() {
+    matrix(|side, phase| Fault::Error { side, phase }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cut_link_in_any_phase_leaves_one_copy() {
+    matrix(|side, phase| Fault::Cut { side, phase }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_of_either_side_in_any_phase_leaves_one_copy() {
+    matrix(|side, phase| Fault::Crash { side, phase }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_crash_of_both_sides_in_any_phase_leaves_one_copy() {
+    matrix(|side, phase| Fault::CrashBoth { side, phase }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_journal_that_cannot_be_written_leaves_one_copy() {
+    for (side, state) in [
+        (Side::Source, JournalState::Began),
+        (Side::Source, JournalState::HandedOver),
+        (Side::Source, JournalState::Moved),
+        (Side::Destination, JournalState::Reserved),
+        (Side::Destination, JournalState::Ready),
+        (Side::Destination, JournalState::Accepted),
+        (Side::Destination, JournalState::Moved),
+    ] {
+        check(Fault::Journal { side, state }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_in_any_phase_before_the_handover_leaves_it_on_the_source() {
+    for phase in Phase::ALL.into_iter().take_while(|p| *p <= Phase::Handover) {
+        let world = World::new(Some(Fault::Cancel { phase }));
+        let outcome = world.migrate().await.expect("nothing crashes");
+        assert!(
+            matches!(outcome, Outcome::StayedHere { .. }),
+            "{phase:?}: {outcome:?}"
+        );
+        world.settled().await;
+        assert!(
+            matches!(world.copies(), (Copy::Running, Copy::None | Copy::Gone)),
+            "{phase:?}"
+        );
+        second_attempt(&world, &format!("cancel in {phase:?}")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_decides_when_the_other_host_never_comes_back() {
+    for (lost, keep) in [
+        (Side::Destination, Side::Source),
+        (Side::Destination, Side::Destination),
+        (Side::Source, Side::Source),
+        (Side::Source, Side::Destination),
+    ] {
+        let world = World::new(Some(Fault::Crash {
+            side: lost,
+            phase: Phase::Handover,
+        }));
+        world.never_restart(lost);
+        let _ = world.migrate().await;
+        world.decide(keep).await;
+        let (source, destination) = world.copies();
+        let here = if lost == Side::Destination {
+            source
+        } else {
+            destination
+        };
+        let wanted = if lost == keep {
+            Copy::Gone
+        } else {
+            Copy::Running
+        };
+        assert_eq!(here, wanted, "lost {lost:?}, keep {keep:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_names_every_reason_and_changes_nothing() {
+    let world = World::new(Some(Fault::Refuse));
+    let Some(Outcome::StayedHere { why, findings }) = world.migrate().await else {
+        panic!("not refused")
+    };
+    assert!(
+        why.contains("there is one already") && findings.len() == 2,
+        "{why}"
+    );
+    assert_eq!(world.copies(), (Copy::Running, Copy::None));
+    assert!(world.entries(Side::Destination).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dry_run_tells_the_reasons_and_changes_nothing() {
+    let world = World::new(Some(Fault::Refuse));
+    assert_eq!(world.dry_run().await.len(), 2);
+    let world = World::new(None);
+    assert!(world.dry_run().await.is_empty());
+    assert_eq!(world.copies(), (Copy::Running, Copy::None));
+    assert!(world.entries(Side::Source).is_empty() && world.entries(Side::Destination).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_outside_the_window_is_refused_with_a_reason() {
+    let why = World::new(None).greet_with_versions(7, 9).await;
+    assert!(
+        why.contains("versions 7 to 9") && why.contains("upgrade"),
+        "{why}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_never_ran_at_the_destination_goes_on_at_the_source() {
+    let world = World::new(Some(Fault::NeverRuns));
+    let outcome = world.migrate().await.expect("nothing crashes");
+    assert!(matches!(outcome, Outcome::StayedHere { .. }), "{outcome:?}");
+    world.settled().await;
+    assert_eq!(world.copies(), (Copy::Running, Copy::Gone));
+}
+
+/// Every phase on every side with one kind of fault.
+async fn matrix(fault: impl Fn(Side, Phase) -> Fault) {
+    for side in SIDES {
+        for phase in Phase::ALL {
+            check(fault(side, phase)).await;
+        }
+    }
+}
+
+async fn check(fault: Fault) {
+    let text = format!("{fault:?}");
+    let world = World::new(Some(fault));
+    let outcome = world.migrate().await;
+    let settled = tokio::time::timeout(Duration::from_secs(20), world.settled()).await;
+    assert!(
+        settled.is_ok(),
+        "{text}: not settled; outcome {outcome:?}, copies {:?}",
+        world.copies()
+    );
+    let copies = world.copies();
+    let one = matches!(
+        copies,
+        (Copy::Running, Copy::None | Copy::Gone) | (Copy::Gone, Copy::Running)
+    );
+    assert!(one, "{text}: {copies:?} after {outcome:?}");
+    assert!(!world.two_ran(), "{text}: two copies ran at once");
+    match outcome {
+        Some(Outcome::Moved) => assert_eq!(copies.1, Copy::Running, "{text}"),
+        Some(Outcome::StayedHere { .. }) => assert_eq!(copies.0, Copy::Running, "{text}"),
+        Some(Outcome::InDoubt { .. }) | None => {}
+    }
+    for side in SIDES {
+        let open: Vec<Entry> = world
+            .entries(side)
+            .into_iter()
+            .filter(|e| !e.state.is_final())
+            .collect();
+        assert!(open.is_empty(), "{text}: {open:?}");
+    }
+    if copies.0 == Copy::Running {
+        second_attempt(&world, &text).await;
+    }
+}
+
+/// What stayed here can still be moved.
+async fn second_attempt(world: &World, text: &str) {
+    world.heal();
+    let outcome = world.migrate().await;
+    assert_eq!(outcome, Some(Outcome::Moved), "second attempt after {text}");
+    world.settled().await;
+    assert_eq!(
+        world.copies(),
+        (Copy::Gone, Copy::Running),
+        "second attempt after {text}"
+    );
+}
