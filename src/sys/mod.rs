@@ -1,6 +1,7 @@
 //! The only unsafe code: one syscall family per file; says what the kernel said.
 
 pub mod before_exec;
+pub mod beneath;
 pub mod clone;
 pub mod ethernet;
 pub mod fdpass;

@@ -1,4 +1,4 @@
-//! Extended attributes: list, get, set. No link is followed.
+//! Extended attributes: list, get, set, remove. No link is followed.
 
 use std::ffi::{CString, OsStr, OsString, c_char, c_int, c_void};
 use std::io;
@@ -11,6 +11,9 @@ use std::path::{Path, PathBuf};
 pub enum Of<'a> {
     /// Of an open file or directory (not one opened with `O_PATH`: the kernel refuses that).
     Open(BorrowedFd<'a>),
+    /// Of whatever a descriptor holds, one opened with `O_PATH` too, and be it a link or a device. It needs
+    /// `/proc` of the caller's own process namespace.
+    Held(BorrowedFd<'a>),
     /// Of what lies at a path; a symbolic link at its end is meant itself.
     At(&'a Path),
 }
@@ -59,8 +62,32 @@ pub fn set(of: Of<'_>, name: &OsStr, value: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Calls twice: once for the size, once for the bytes; again where they grew in between.
+/// Removes one attribute; one that is not there is no error.
+pub fn remove(of: Of<'_>, name: &OsStr) -> io::Result<()> {
+    let of = Target::new(of)?;
+    let name = CString::new(name.as_bytes())?;
+    if of.remove(&name) == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENODATA) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// Calls once with a buffer that is nearly always large enough. Where it is not, calls twice: once for the
+/// size, once for the bytes; again where they grew in between.
 fn sized(mut call: impl FnMut(*mut u8, usize) -> isize) -> io::Result<Vec<u8>> {
+    let mut small = [0; 256];
+    match usize::try_from(call(small.as_mut_ptr(), small.len())) {
+        Ok(got) => return Ok(small[..got].to_vec()),
+        Err(_) => {
+            let error = io::Error::last_os_error();
+            if error.raw_os_error() != Some(libc::ERANGE) {
+                return Err(error);
+            }
+        }
+    }
     loop {
         let size = usize::try_from(call(std::ptr::null_mut(), 0))
             .map_err(|_| io::Error::last_os_error())?;
@@ -85,6 +112,8 @@ fn sized(mut call: impl FnMut(*mut u8, usize) -> isize) -> io::Result<Vec<u8>> {
 
 enum Target<'a> {
     Open(BorrowedFd<'a>),
+    /// A path below `/proc/self/fd`, which leads to the very object and no further.
+    Held(CString),
     At(CString),
 }
 
@@ -92,6 +121,7 @@ impl<'a> Target<'a> {
     fn new(of: Of<'a>) -> io::Result<Self> {
         Ok(match of {
             Of::Open(fd) => Self::Open(fd),
+            Of::Held(fd) => Self::Held(CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd()))?),
             Of::At(path) => Self::At(CString::new(path.as_os_str().as_bytes())?),
         })
     }
@@ -103,6 +133,7 @@ impl<'a> Target<'a> {
         unsafe {
             match self {
                 Self::Open(fd) => libc::flistxattr(fd.as_raw_fd(), buffer, size),
+                Self::Held(path) => libc::listxattr(path.as_ptr(), buffer, size),
                 Self::At(path) => libc::llistxattr(path.as_ptr(), buffer, size),
             }
         }
@@ -114,6 +145,7 @@ impl<'a> Target<'a> {
         unsafe {
             match self {
                 Self::Open(fd) => libc::fgetxattr(fd.as_raw_fd(), name.as_ptr(), buffer, size),
+                Self::Held(path) => libc::getxattr(path.as_ptr(), name.as_ptr(), buffer, size),
                 Self::At(path) => libc::lgetxattr(path.as_ptr(), name.as_ptr(), buffer, size),
             }
         }
@@ -126,7 +158,19 @@ impl<'a> Target<'a> {
         unsafe {
             match self {
                 Self::Open(fd) => libc::fsetxattr(fd.as_raw_fd(), name.as_ptr(), bytes, size, 0),
+                Self::Held(path) => libc::setxattr(path.as_ptr(), name.as_ptr(), bytes, size, 0),
                 Self::At(path) => libc::lsetxattr(path.as_ptr(), name.as_ptr(), bytes, size, 0),
+            }
+        }
+    }
+
+    fn remove(&self, name: &CString) -> c_int {
+        // SAFETY: names and paths are C strings that outlive the call, the descriptor is borrowed.
+        unsafe {
+            match self {
+                Self::Open(fd) => libc::fremovexattr(fd.as_raw_fd(), name.as_ptr()),
+                Self::Held(path) => libc::removexattr(path.as_ptr(), name.as_ptr()),
+                Self::At(path) => libc::lremovexattr(path.as_ptr(), name.as_ptr()),
             }
         }
     }
@@ -165,5 +209,33 @@ mod test {
             assert_eq!(get(of, OsStr::new("user.c")).unwrap(), None);
         }
         assert!(list(Of::At(Path::new("/nonexistent"))).is_err());
+        remove(Of::At(&path), OsStr::new("user.a")).unwrap();
+        remove(Of::Open(file.as_fd()), OsStr::new("user.a")).unwrap();
+        let long = vec![7; 3000];
+        set(Of::At(&path), OsStr::new("user.a"), &long).unwrap();
+        assert_eq!(
+            get(Of::At(&path), OsStr::new("user.a")).unwrap(),
+            Some(long)
+        );
+    }
+
+    #[test]
+    fn a_held_link_is_asked_itself() {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let path = dir.path().join("file");
+        File::create(&path).unwrap();
+        if set(Of::At(&path), OsStr::new("user.on-file"), b"1").is_err() {
+            println!("SKIP a_held_link_is_asked_itself: this file system has no user attributes");
+            return;
+        }
+        std::os::unix::fs::symlink("file", dir.path().join("link")).unwrap();
+        let root = crate::sys::beneath::Root::open(dir.path()).unwrap();
+        let has = |name: &[u8]| {
+            let held = root.handle(name).unwrap();
+            let names = list(Of::Held(held.as_fd())).unwrap();
+            names.iter().any(|name| name == "user.on-file")
+        };
+        assert!(has(b"file"));
+        assert!(!has(b"link"));
     }
 }
