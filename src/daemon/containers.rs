@@ -55,7 +55,7 @@ impl Containers {
     ) -> Result<ContainerStatus, DaemonError> {
         let locked = self.locks.lock(&request.name).await?;
         let this = self.clone();
-        let status = blocking("a new container", move || {
+        blocking("a new container", move || {
             let name = locked.name();
             match this.backend.status(name) {
                 Ok(_) => return Err(DaemonError::NameTaken { name: name.clone() }),
@@ -67,25 +67,20 @@ impl Containers {
             if request.start {
                 this.events.container(name, ContainerState::Running);
             }
-            this.backend.status(name)
+            this.status_and_watch(name)
         })
-        .await?;
-        self.watch_if_running(&status);
-        Ok(status)
+        .await
     }
 
     /// Starts its command.
     pub async fn start(&self, name: &Name) -> Result<ContainerStatus, DaemonError> {
-        let status = self
-            .work(name, Request::Start, |this, locked| {
-                this.backend.start(locked.name())?;
-                this.events
-                    .container(locked.name(), ContainerState::Running);
-                this.backend.status(locked.name())
-            })
-            .await?;
-        self.watch_if_running(&status);
-        Ok(status)
+        self.work(name, Request::Start, |this, locked| {
+            this.backend.start(locked.name())?;
+            this.events
+                .container(locked.name(), ContainerState::Running);
+            this.status_and_watch(locked.name())
+        })
+        .await
     }
 
     /// Sends it a signal.
@@ -191,10 +186,13 @@ impl Containers {
         });
     }
 
-    fn watch_if_running(&self, status: &ContainerStatus) {
+    /// Part of the work, not of the answer: a client that hangs up must not leave its container unwatched.
+    fn status_and_watch(&self, name: &Name) -> Result<ContainerStatus, DaemonError> {
+        let status = self.backend.status(name)?;
         if status.state == ContainerState::Running {
-            self.watch(status.spec.name.clone());
+            self.watch(name.clone());
         }
+        Ok(status)
     }
 
     async fn work<T: Send + 'static>(

@@ -22,7 +22,7 @@ use super::context::make_directories;
 use super::peers::Peers;
 use super::rooms::Rooms;
 use super::{Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
-use super::{containers, recovery, service};
+use super::{recovery, service};
 use crate::api::server;
 
 /// How long requests and migrations may take to finish once the daemon is to end.
@@ -34,18 +34,19 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     make_directories(&config)?;
     let _lock = lock(&config.run_dir)?;
     service::become_subreaper();
+    service::keep_descriptors_private();
+    // Opened and closed outside the runtime: the network has one of its own, which may not end within another.
+    let context = Arc::new(Context::open(config)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(io("start the runtime"))?;
-    let ended = runtime.block_on(serve(config));
+    let ended = runtime.block_on(serve(Arc::clone(&context)));
     runtime.shutdown_timeout(Duration::from_secs(1));
     ended
 }
 
-async fn serve(config: Config) -> Result<(), DaemonError> {
-    let context = containers::blocking("the start", move || Context::open(config)).await?;
-    let context = Arc::new(context);
+async fn serve(context: Arc<Context>) -> Result<(), DaemonError> {
     let daemon = Arc::new(assemble(&context));
     recovery::recover(&context, &daemon).await?;
 
@@ -72,6 +73,8 @@ async fn serve(config: Config) -> Result<(), DaemonError> {
     tracing::info!("{why}: ending; containers run on");
     service::tell(&[NotifyState::Stopping]);
     daemon.stopping.cancel();
+    // Whoever comes now is told that there is no daemon, and not kept waiting for one.
+    let _ = std::fs::remove_file(&socket);
     tasks.close();
     if tokio::time::timeout(FAREWELL, tasks.wait()).await.is_err() {
         tracing::warn!("some requests did not finish within {FAREWELL:?} and are left");

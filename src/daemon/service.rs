@@ -11,6 +11,8 @@ use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::sys::descriptor;
+
 /// Starts the log: lines on standard error, where the journal or a terminal reads them.
 pub fn start_log(filter: &str) {
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|e| {
@@ -50,6 +52,14 @@ pub async fn feed_watchdog(stopping: CancellationToken) {
             () = tokio::time::sleep(limit / 3) => {}
             () = stopping.cancelled() => return,
         }
+    }
+}
+
+/// Sees to it that what this process was given open, beyond its standard streams, reaches no process that it
+/// starts: a container must not hold a file of this host, and could not be moved with one.
+pub fn keep_descriptors_private() {
+    if let Err(e) = descriptor::close_on_exec_from(3) {
+        tracing::warn!("cannot keep the inherited descriptors from the containers: {e}");
     }
 }
 

@@ -3,6 +3,7 @@
 pub mod before_exec;
 pub mod beneath;
 pub mod clone;
+pub mod descriptor;
 pub mod ethernet;
 pub mod fdpass;
 pub mod file;

@@ -1,0 +1,588 @@
+//! The API as a client sees it: the real server and the real client on a socket, over containers that exist
+//! in memory only. Needs no root.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use godwit::api::types::*;
+use godwit::api::{Client, ClientError, server};
+use godwit::daemon::backend::Say;
+use godwit::daemon::facts::{self, CriuFacts};
+use godwit::daemon::locks::Locks;
+use godwit::daemon::{Backend, Containers, Daemon, DaemonError, Events};
+use godwit::model::*;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+/// Containers that are values.
+struct Fake {
+    dir: PathBuf,
+    all: Mutex<BTreeMap<Name, ContainerStatus>>,
+    /// How long each start takes.
+    slow: Duration,
+}
+
+impl Fake {
+    fn change<T>(
+        &self,
+        name: &Name,
+        change: impl FnOnce(&mut ContainerStatus) -> T,
+    ) -> Result<T, DaemonError> {
+        let mut all = self.all.lock().unwrap();
+        let absent = || DaemonError::NoSuchContainer { name: name.clone() };
+        all.get_mut(name).map(change).ok_or_else(absent)
+    }
+}
+
+impl Backend for Fake {
+    fn list(&self) -> Result<Vec<ContainerStatus>, DaemonError> {
+        Ok(self.all.lock().unwrap().values().cloned().collect())
+    }
+    fn status(&self, name: &Name) -> Result<ContainerStatus, DaemonError> {
+        self.change(name, |status| status.clone())
+    }
+    fn create(&self, request: &CreateRequest, say: Say<'_>) -> Result<(), DaemonError> {
+        say("made of nothing");
+        let address = request.ip.unwrap_or(Ipv4Addr::new(10, 87, 0, 16));
+        let status = ContainerStatus {
+            spec: ContainerSpec {
+                name: request.name.clone(),
+                template: request
+                    .template
+                    .as_ref()
+                    .map_or(String::new(), Name::to_string),
+                image: Digest([1; 32]),
+                command: request
+                    .command
+                    .clone()
+                    .unwrap_or_else(|| vec!["true".to_owned()]),
+                env: request.env.clone(),
+                cwd: "/".into(),
+                user: User {
+                    uid: 0,
+                    gid: 0,
+                    groups: vec![],
+                },
+                ports: vec![],
+                limits: request.limits.clone(),
+                lease: Lease {
+                    address,
+                    prefix: 24,
+                    gateway: None,
+                    mac: Mac::of(address),
+                },
+            },
+            state: if request.start {
+                ContainerState::Running
+            } else {
+                ContainerState::Created
+            },
+            generation: Generation(0),
+            pid: None,
+            created_at: 1,
+            exit_code: None,
+            migration: None,
+        };
+        self.all
+            .lock()
+            .unwrap()
+            .insert(request.name.clone(), status);
+        Ok(())
+    }
+    fn start(&self, name: &Name) -> Result<(), DaemonError> {
+        std::thread::sleep(self.slow);
+        self.change(name, |status| status.state = ContainerState::Running)
+    }
+    fn kill(&self, name: &Name, signal: i32, _: bool) -> Result<(), DaemonError> {
+        self.change(name, |status| {
+            status.state = ContainerState::Stopped;
+            status.exit_code = Some(128 + signal);
+        })
+    }
+    fn delete(&self, name: &Name, _: bool) -> Result<(), DaemonError> {
+        self.all.lock().unwrap().remove(name);
+        Ok(())
+    }
+    fn exec(&self, _: &Name, request: &ExecRequest) -> Result<Child, DaemonError> {
+        Command::new(&request.command[0])
+            .args(&request.command[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|source| DaemonError::Io {
+                what: "exec".to_owned(),
+                source,
+            })
+    }
+    fn ps(&self, _: &Name) -> Result<Vec<Process>, DaemonError> {
+        Ok(vec![])
+    }
+    fn log(&self, name: &Name) -> PathBuf {
+        self.dir.join(format!("{name}.log"))
+    }
+    fn wait(&self, name: &Name, _: Duration) -> Result<bool, DaemonError> {
+        std::thread::sleep(Duration::from_millis(10));
+        Ok(self.status(name)?.state == ContainerState::Stopped)
+    }
+    fn templates(&self) -> Result<Vec<TemplateInfo>, DaemonError> {
+        Ok(vec![TemplateInfo {
+            name: "busybox".parse().unwrap(),
+            description: String::new(),
+            command: vec![],
+            image: None,
+            problem: None,
+        }])
+    }
+    fn build(&self, template: &Name, say: Say<'_>) -> Result<Digest, DaemonError> {
+        if template.as_str() != "busybox" {
+            let dir = self.dir.clone();
+            return Err(DaemonError::NoSuchTemplate {
+                name: template.clone(),
+                dir,
+            });
+        }
+        say("one");
+        say("two");
+        Ok(Digest([1; 32]))
+    }
+    fn leases(&self) -> Result<Vec<LeaseInfo>, DaemonError> {
+        Ok(vec![])
+    }
+}
+
+/// A served daemon, and what is needed to talk to it.
+struct Served {
+    client: Client,
+    socket: PathBuf,
+    dir: tempfile::TempDir,
+    events: Events,
+    fake: Arc<Fake>,
+    stopping: CancellationToken,
+    server: tokio::task::JoinHandle<std::io::Result<()>>,
+}
+
+fn given_a_daemon() -> Served {
+    let dir = tempfile::tempdir().unwrap();
+    let events = Events::new();
+    let fake = Arc::new(Fake {
+        dir: dir.path().to_owned(),
+        all: Mutex::default(),
+        slow: Duration::from_millis(100),
+    });
+    let stopping = CancellationToken::new();
+    let daemon = Daemon {
+        facts: facts::gather(&"alpha".parse().unwrap(), CriuFacts::default()).unwrap(),
+        containers: Containers::new(fake.clone(), Arc::new(Locks::default()), events.clone()),
+        events: events.clone(),
+        outside: None,
+        stopping: stopping.clone(),
+    };
+    let socket = dir.path().join("api.sock");
+    let listener = server::listen(&socket).unwrap();
+    let server = tokio::spawn(server::serve(listener, Arc::new(daemon)));
+    let client = Client::new(&socket);
+    Served {
+        client,
+        socket,
+        dir,
+        events,
+        fake,
+        stopping,
+        server,
+    }
+}
+
+impl Served {
+    async fn create(&self, name: &str, start: bool) -> ContainerStatus {
+        let body = json!({"name": name, "template": "busybox", "start": start});
+        self.client.post("/v1/containers", &body).await.unwrap()
+    }
+
+    async fn state(&self, name: &str) -> ContainerState {
+        let path = format!("/v1/containers/{name}");
+        self.client
+            .get::<ContainerStatus>(&path)
+            .await
+            .unwrap()
+            .state
+    }
+}
+
+#[track_caller]
+fn check_refused<T: std::fmt::Debug>(result: Result<T, ClientError>, code: &str) -> ApiError {
+    match result {
+        Err(ClientError::Refused(error)) => {
+            assert_eq!(error.code, code, "{error:?}");
+            assert!(!error.message.is_empty());
+            error
+        }
+        other => panic!("{code} was expected, not {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_container_lives_from_create_to_delete() {
+    let served = given_a_daemon();
+    let mut heard = served
+        .client
+        .lines::<EventLine>("/v1/events")
+        .await
+        .unwrap();
+    let made = served.create("web", false).await;
+    assert_eq!(made.state, ContainerState::Created);
+    let started: ContainerStatus = served
+        .client
+        .post("/v1/containers/web/start", &())
+        .await
+        .unwrap();
+    assert_eq!(started.state, ContainerState::Running);
+    served
+        .client
+        .tell("/v1/containers/web/kill", &json!({"signal": "TERM"}))
+        .await
+        .unwrap();
+    assert_eq!(served.state("web").await, ContainerState::Stopped);
+    let all: Vec<ContainerStatus> = served.client.get("/v1/containers").await.unwrap();
+    assert_eq!(all[0].exit_code, Some(143));
+
+    let mut states = Vec::new();
+    while states.last() != Some(&ContainerState::Stopped) {
+        let line = heard.next().await.unwrap().unwrap();
+        let EventLine::Event(event) = line else {
+            panic!("{line:?}")
+        };
+        let EventKind::Container { state, .. } = event.kind else {
+            panic!("{event:?}")
+        };
+        states.push(state);
+    }
+    use ContainerState::{Created, Running, Stopped};
+    assert_eq!(states, [Created, Running, Stopped]);
+
+    served.client.delete("/v1/containers/web").await.unwrap();
+    let line = heard.next().await.unwrap().unwrap();
+    assert!(matches!(line, EventLine::Event(e) if matches!(e.kind, EventKind::Removed { .. })));
+    check_refused(
+        served
+            .client
+            .get::<ContainerStatus>("/v1/containers/web")
+            .await,
+        "no-such-container",
+    );
+}
+
+#[tokio::test]
+async fn what_a_state_does_not_allow_is_refused_with_a_remedy() {
+    let served = given_a_daemon();
+    served.create("web", true).await;
+    let body = json!({"name": "web", "template": "busybox"});
+    let error = check_refused(
+        served
+            .client
+            .post::<ContainerStatus>("/v1/containers", &body)
+            .await,
+        "name-in-use",
+    );
+    assert_eq!(error.field.as_deref(), Some("name"));
+    let error = check_refused(served.client.delete("/v1/containers/web").await, "running");
+    assert!(error.remedy.unwrap().contains("--force"));
+    let start = served
+        .client
+        .post::<ContainerStatus>("/v1/containers/web/start", &());
+    check_refused(start.await, "already-running");
+    served
+        .client
+        .delete("/v1/containers/web?force=true")
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_migrating_container_is_left_alone() {
+    let served = given_a_daemon();
+    let name = served.create("web", true).await.spec.name;
+    let migration = Some(MigrationId([3; 8]));
+    served
+        .fake
+        .change(&name, |status| {
+            status.state = ContainerState::Migrating;
+            status.migration = migration;
+        })
+        .unwrap();
+    let kill = served
+        .client
+        .tell("/v1/containers/web/kill", &json!({"signal": "KILL"}))
+        .await;
+    let error = check_refused(kill, "migrating");
+    assert!(error.remedy.unwrap().contains("cancel 0303030303030303"));
+    check_refused(
+        served.client.delete("/v1/containers/web?force=true").await,
+        "migrating",
+    );
+    assert_eq!(served.state("web").await, ContainerState::Migrating);
+}
+
+#[tokio::test]
+async fn bad_input_is_refused_and_the_field_named() {
+    let served = given_a_daemon();
+    for (body, code, field) in [
+        (
+            json!({"name": "UPPER", "template": "busybox"}),
+            "bad-field",
+            "name",
+        ),
+        (
+            json!({"name": "a", "template": "busybox", "colour": 1}),
+            "bad-field",
+            "colour",
+        ),
+        (json!({"name": "a"}), "bad-field", "template"),
+        (
+            json!({"name": "a", "template": "busybox", "image": "00".repeat(32)}),
+            "bad-field",
+            "image",
+        ),
+        (
+            json!({"name": "a", "image": "00".repeat(32)}),
+            "bad-field",
+            "command",
+        ),
+        (
+            json!({"name": "a", "template": "busybox", "command": []}),
+            "bad-field",
+            "command",
+        ),
+        (
+            json!({"name": "a", "template": "busybox", "env": ["novalue"]}),
+            "bad-field",
+            "env",
+        ),
+        (
+            json!({"name": "a", "template": "busybox", "ip": "10.0.0"}),
+            "bad-field",
+            "ip",
+        ),
+    ] {
+        let made = served
+            .client
+            .post::<ContainerStatus>("/v1/containers", &body)
+            .await;
+        let error = check_refused(made, code);
+        assert_eq!(error.field.as_deref(), Some(field), "{body}");
+    }
+    let long = json!({"name": "a", "template": "busybox", "env": ["A=".to_owned() + &"x".repeat(1 << 20)]});
+    let made = served
+        .client
+        .post::<ContainerStatus>("/v1/containers", &long)
+        .await;
+    check_refused(made, "body-too-long");
+    let all: Vec<ContainerStatus> = served.client.get("/v1/containers").await.unwrap();
+    assert!(all.is_empty());
+}
+
+#[tokio::test]
+async fn a_path_or_method_that_is_not_there_is_answered_like_any_failure() {
+    let served = given_a_daemon();
+    check_refused(served.client.get::<()>("/v1/nothing").await, "no-such-path");
+    check_refused(
+        served.client.get::<()>("/v2/containers").await,
+        "no-such-path",
+    );
+    check_refused(served.client.delete("/v1/host").await, "no-such-method");
+    check_refused(
+        served.client.get::<()>("/v1/containers/NO").await,
+        "bad-path",
+    );
+    check_refused(
+        served.client.delete("/v1/containers/a?fast=true").await,
+        "bad-query",
+    );
+    check_refused(
+        served
+            .client
+            .get::<Vec<MigrationStatus>>("/v1/migrations")
+            .await,
+        "no-peers",
+    );
+    let facts: HostFacts = served.client.get("/v1/host").await.unwrap();
+    assert_eq!(facts.name.as_str(), "alpha");
+}
+
+#[tokio::test]
+async fn a_command_sends_both_outputs_and_its_exit_code() {
+    let served = given_a_daemon();
+    served.create("web", true).await;
+    let body = json!({"command": ["sh", "-c", "echo out; echo err >&2; exit 7"]});
+    let mut lines = served
+        .client
+        .post_lines::<ExecLine>("/v1/containers/web/exec", &body)
+        .await
+        .unwrap();
+    let (mut out, mut err, mut exit) = (0, 0, None);
+    while let Some(line) = lines.next().await.unwrap() {
+        match line {
+            ExecLine::Output {
+                stream: Output::Stdout,
+                data,
+            } => out += usize::from(data == "b3V0Cg=="),
+            ExecLine::Output {
+                stream: Output::Stderr,
+                data,
+            } => err += usize::from(data == "ZXJyCg=="),
+            ExecLine::Exit { exit: code } => exit = Some(code),
+            ExecLine::Failed { error } => panic!("{error}"),
+        }
+    }
+    assert_eq!((out, err, exit), (1, 1, Some(7)));
+}
+
+#[tokio::test]
+async fn a_command_whose_client_has_gone_is_killed() {
+    let served = given_a_daemon();
+    served.create("web", true).await;
+    let mark = served.dir.path().join("pid");
+    let script = format!("echo $$ > {}; exec sleep 1000", mark.display());
+    let body = json!({"command": ["sh", "-c", script]});
+    let lines = served
+        .client
+        .post_lines::<ExecLine>("/v1/containers/web/exec", &body)
+        .await
+        .unwrap();
+    let pid = until(|| {
+        std::fs::read_to_string(&mark)
+            .ok()
+            .filter(|text| text.ends_with('\n'))
+    })
+    .await;
+    drop(lines);
+    let proc = Path::new("/proc").join(pid.trim());
+    until(|| (!proc.exists()).then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_followed_log_ends_with_the_container() {
+    let served = given_a_daemon();
+    let name = served.create("web", true).await.spec.name;
+    let log = served.fake.log(&name);
+    std::fs::write(&log, "one\ntwo\n").unwrap();
+    let mut whole = served
+        .client
+        .bytes("/v1/containers/web/logs")
+        .await
+        .unwrap();
+    assert_eq!(&whole.next().await.unwrap().unwrap()[..], b"one\ntwo\n");
+    assert!(whole.next().await.unwrap().is_none());
+
+    let mut tail = served
+        .client
+        .bytes("/v1/containers/web/logs?follow=true&tail=1")
+        .await
+        .unwrap();
+    assert_eq!(&tail.next().await.unwrap().unwrap()[..], b"two\n");
+    std::fs::OpenOptions::new()
+        .append(true)
+        .open(&log)
+        .and_then(|mut file| std::io::Write::write_all(&mut file, b"three\n"))
+        .unwrap();
+    assert_eq!(&tail.next().await.unwrap().unwrap()[..], b"three\n");
+    served
+        .client
+        .tell("/v1/containers/web/kill", &json!({"signal": "9"}))
+        .await
+        .unwrap();
+    assert!(tail.next().await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_build_tells_its_steps_and_its_image() {
+    let served = given_a_daemon();
+    let mut lines = served
+        .client
+        .post_lines::<BuildLine>("/v1/templates/busybox/build", &())
+        .await
+        .unwrap();
+    let mut all = Vec::new();
+    while let Some(line) = lines.next().await.unwrap() {
+        all.push(line);
+    }
+    let step = |text: &str| BuildLine::Step(text.to_owned());
+    assert_eq!(
+        all,
+        [step("one"), step("two"), BuildLine::Image(Digest([1; 32]))]
+    );
+    let build = served
+        .client
+        .post_lines::<BuildLine>("/v1/templates/none/build", &())
+        .await;
+    check_refused(build.map(drop), "no-such-template");
+}
+
+#[tokio::test]
+async fn a_client_that_hangs_up_does_not_take_the_lock_from_the_work() {
+    let served = given_a_daemon();
+    served.create("web", false).await;
+    let start = served
+        .client
+        .post::<ContainerStatus>("/v1/containers/web/start", &());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(30), start)
+            .await
+            .is_err()
+    );
+    // The start goes on; this request waits for it and finds the container running.
+    let begin = Instant::now();
+    let error = check_refused(served.client.delete("/v1/containers/web").await, "running");
+    assert!(begin.elapsed() > Duration::from_millis(30), "{error:?}");
+}
+
+#[tokio::test]
+async fn the_socket_is_for_its_owner_and_a_dead_one_is_replaced() {
+    use std::os::unix::fs::PermissionsExt;
+    let served = given_a_daemon();
+    let mode = std::fs::metadata(&served.socket)
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o600);
+    served.stopping.cancel();
+    served.server.await.unwrap().unwrap();
+    let get = served.client.get::<HostFacts>("/v1/host").await;
+    assert!(matches!(get, Err(ClientError::Connect { .. })), "{get:?}");
+    assert!(server::listen(&served.socket).is_ok());
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_the_daemon_does() {
+    let served = given_a_daemon();
+    let mut heard = served
+        .client
+        .lines::<EventLine>("/v1/events")
+        .await
+        .unwrap();
+    served
+        .events
+        .container(&"web".parse().unwrap(), ContainerState::Running);
+    assert!(heard.next().await.unwrap().is_some());
+    served.stopping.cancel();
+    assert!(heard.next().await.unwrap().is_none());
+    tokio::time::timeout(Duration::from_secs(5), served.server)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+}
+
+async fn until<T>(mut found: impl FnMut() -> Option<T>) -> T {
+    for _ in 0..500 {
+        if let Some(value) = found() {
+            return value;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("it did not happen within five seconds");
+}
