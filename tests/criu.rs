@@ -1,33 +1,746 @@
-//! CRIU itself: real dumps and restores. Needs root and CRIU.
+//! CRIU itself, and memory through it: real dumps and restores. Needs root, CRIU and python3.
 
-use std::process::Command;
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use godwit::criu::Criu;
+use godwit::criu::{
+    Criu, CriuError, DumpRequest, Leave, Notify, RestoreRequest, Session, Spawn, Verdict,
+};
+use godwit::memory::{
+    Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, RoundStats,
+    Sender, Sent, SentPages, Served, Target, Tracker, write_images,
+};
+use godwit::model::{Bytes, Pages};
+use godwit::sys::before_exec::{BeforeExec, before_exec};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 
-/// Whether the tests that need root run; says so where they do not.
-fn root(name: &str) -> bool {
-    let root = nix::unistd::geteuid().is_root();
-    if !root {
+/// Patterned memory that is written and checked without end. It keeps what every page should be in a table of its
+/// own, so that a page of an older version is noticed, and says in a log what it found.
+const WORKLOAD: &str = r#"
+import ctypes, hashlib, mmap, os, random, sys, time
+mib, path = int(sys.argv[1]), sys.argv[2]
+PAGE, count = 4096, int(sys.argv[1]) * 256
+log = open(path, "w", buffering=1)
+def page(number, version): return hashlib.shake_128(b"%d.%d" % (number, version)).digest(PAGE)
+memory = mmap.mmap(-1, count * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+versions = [0] * count
+shared = mmap.mmap(-1, 64 * PAGE)
+for n in range(count): memory[n * PAGE:(n + 1) * PAGE] = page(n, 0) if n % 16 else bytes(PAGE)
+for n in range(32): shared[n * PAGE:(n + 1) * PAGE] = page(n, 7)
+child = os.fork()
+if child == 0:
+    versions = versions[:256]
+    log = open(path + ".child", "w", buffering=1)
+address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+log.write("ready %d %d %d\n" % (address, count, child))
+tick = 0
+while True:
+    for n in random.sample(range(256), 8):
+        if n % 16 == 0: continue
+        versions[n] += 1
+        memory[n * PAGE:(n + 1) * PAGE] = page(n, versions[n])
+    for n in random.sample(range(len(versions)), 24):
+        expected = page(n, versions[n]) if n % 16 else bytes(PAGE)
+        if memory[n * PAGE:(n + 1) * PAGE] != expected: log.write("BAD page %d\n" % n)
+    n = random.randrange(32)
+    if shared[n * PAGE:(n + 1) * PAGE] != page(n, 7): log.write("BAD shared %d\n" % n)
+    if shared[(n + 32) * PAGE:(n + 33) * PAGE] != bytes(PAGE): log.write("BAD shared zero %d\n" % n)
+    tick += 1
+    log.write("tick %d\n" % tick)
+    time.sleep(0.005)
+"#;
+
+/// Whether the tests that need root run; says so where they do not. One at a time: they measure.
+fn root(name: &str) -> Option<MutexGuard<'static, ()>> {
+    static TURN: Mutex<()> = Mutex::new(());
+    if !nix::unistd::geteuid().is_root() {
         assert!(
             std::env::var_os("GODWIT_REQUIRE_ROOT").is_none(),
             "{name} needs root"
         );
         println!("SKIP {name}: needs root");
+        return None;
     }
-    root
+    Some(TURN.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Waits until `ready` finds something.
+#[track_caller]
+fn eventually<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(found) = ready() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what} did not happen");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// A running workload: two processes, of which the second is a fork of the first.
+struct Workload {
+    root: i32,
+    child: i32,
+    address: u64,
+    pages: u64,
+    log: PathBuf,
+    reap: Option<Child>,
+}
+
+impl Workload {
+    fn start(directory: &Path, mib: u32) -> Self {
+        // So that the second process becomes ours to reap when the first is killed.
+        nix::sys::prctl::set_child_subreaper(true).unwrap();
+        let log = directory.join("log");
+        let mut command = Command::new("/usr/bin/python3");
+        command
+            .args(["-c", WORKLOAD, &mib.to_string()])
+            .arg(&log)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
+        let steps = BeforeExec {
+            new_session: true,
+            ..BeforeExec::default()
+        };
+        before_exec(&mut command, steps);
+        let child = command.spawn().unwrap();
+        let mut workload = Self {
+            root: child.id() as i32,
+            child: 0,
+            address: 0,
+            pages: 0,
+            log,
+            reap: Some(child),
+        };
+        let line = eventually("the workload's start", || {
+            let both = fs::metadata(workload.child_log()).is_ok();
+            let text = fs::read_to_string(&workload.log).ok().filter(|_| both)?;
+            text.lines()
+                .next()
+                .filter(|_| text.contains("tick"))
+                .map(str::to_owned)
+        });
+        let mut fields = line.split(' ').skip(1).map(|n| n.parse::<u64>().unwrap());
+        let mut next = || fields.next().unwrap();
+        workload.address = next();
+        workload.pages = next();
+        workload.child = next() as i32;
+        workload
+    }
+
+    fn child_log(&self) -> PathBuf {
+        self.log.with_extension("child")
+    }
+
+    fn targets(&self) -> [Target; 2] {
+        [self.root, self.child].map(|pid| Target {
+            pid,
+            vpid: pid as u32,
+        })
+    }
+
+    /// The whole patterned memory of both processes, as it is now.
+    fn memory(&self) -> Vec<Vec<u8>> {
+        let read = |pid: &i32| {
+            let mut bytes = vec![0; (self.pages * 4096) as usize];
+            let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+            memory.read_exact_at(&mut bytes, self.address).unwrap();
+            bytes
+        };
+        [self.root, self.child].iter().map(read).collect()
+    }
+
+    /// Both processes go on, and never found a page wrong.
+    fn check_runs(&self) {
+        for log in [self.log.clone(), self.child_log()] {
+            let ticks = || fs::read_to_string(&log).unwrap().matches("tick").count();
+            let before = ticks();
+            eventually("the workload's going on", || {
+                (ticks() > before + 10).then_some(())
+            });
+            let text = fs::read_to_string(&log).unwrap();
+            let bad: Vec<&str> = text.lines().filter(|l| l.contains("BAD")).collect();
+            assert!(bad.is_empty(), "{log:?}: {bad:?}");
+        }
+    }
+
+    /// After a dump that killed it: until it is reaped its process ids are taken.
+    fn reap(&mut self) {
+        self.reap.take().unwrap().wait().unwrap();
+        waitpid(Pid::from_raw(self.child), None).unwrap();
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        for pid in [self.root, self.child].map(Pid::from_raw) {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        for pid in [self.root, self.child].map(Pid::from_raw) {
+            let end = Instant::now() + Duration::from_secs(5);
+            while let Ok(nix::sys::wait::WaitStatus::StillAlive) =
+                waitpid(pid, Some(WaitPidFlag::WNOHANG))
+            {
+                if Instant::now() > end {
+                    break;
+                }
+                thread::sleep(Duration::from_millis(5));
+            }
+        }
+    }
+}
+
+fn scratch() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap()
+}
+
+fn agree(_: Notify) -> Verdict {
+    Verdict::Continue
+}
+
+/// A round of a tracker into a store.
+fn round(
+    tracker: &mut HashTracker,
+    targets: &[Target],
+    store: &PageStore,
+    level: i32,
+) -> (RoundStats, Sent) {
+    let mut decoder = Decoder::new().unwrap();
+    let mut out = |frame: Vec<u8>| {
+        store.apply(&decoder.decode(&frame).unwrap()).unwrap();
+        Ok(())
+    };
+    let mut sender = Sender::new(level, &mut out).unwrap();
+    let stats = tracker.round(targets, &mut sender).unwrap();
+    (stats, sender.sent())
+}
+
+struct Dumped {
+    served: Served,
+    sent: Sent,
+    took: Duration,
+}
+
+/// A dump whose memory goes by way of page server and frames into a store.
+fn dump(
+    criu: &Criu,
+    mut request: DumpRequest,
+    known: &SentPages,
+    store: &PageStore,
+    on: &mut dyn FnMut(Notify) -> Verdict,
+) -> Result<Dumped, CriuError> {
+    let mut spawn = Spawn::default();
+    let (server, theirs) = PageServer::pair(criu.version()).unwrap();
+    request.page_server = Some(spawn.pass(theirs));
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        let serving = scope.spawn(move || {
+            let mut decoder = Decoder::new().unwrap();
+            let mut out = |frame: Vec<u8>| {
+                store.apply(&decoder.decode(&frame).unwrap()).unwrap();
+                Ok(())
+            };
+            let mut sender = Sender::new(1, &mut out).unwrap();
+            let served = server.serve(&mut DumpSink::new(&mut sender, known, false));
+            (served, sender.sent())
+        });
+        let result = Session::start(criu, spawn)?.dump(&request, on);
+        let took = begin.elapsed();
+        let (served, sent) = serving.join().unwrap();
+        result.map(|_| Dumped {
+            served: served.unwrap(),
+            sent,
+            took,
+        })
+    })
+}
+
+/// Restores from a complete store and checks, before anything runs, that the memory is what it was.
+fn restore(
+    criu: &Criu,
+    images: &Path,
+    complete: Complete<'_>,
+    workload: &Workload,
+    before: &[Vec<u8>],
+) {
+    let begin = Instant::now();
+    let moved = write_images(complete, images, 2).unwrap();
+    println!("images of {moved} pages: {:?}", begin.elapsed());
+    let begin = Instant::now();
+    let mut same = None;
+    let done = Session::start(criu, Spawn::default())
+        .unwrap()
+        .restore(&RestoreRequest::new(images), &mut |step| {
+            if let Notify::PostRestore { .. } = step {
+                println!("restored, not running: {:?}", begin.elapsed());
+                same = Some(workload.memory() == before);
+            }
+            Verdict::Continue
+        })
+        .unwrap();
+    println!("restore: {:?} {:?}", begin.elapsed(), done.stats);
+    assert_eq!(done.pid, workload.root);
+    assert_eq!(same, Some(true), "the restored memory is what was dumped");
+    workload.check_runs();
 }
 
 #[test]
 fn criu_works_on_this_host() {
-    if !root("criu_works_on_this_host") {
+    let Some(_turn) = root("criu_works_on_this_host") else {
         return;
-    }
+    };
     let criu = Criu::find(None).unwrap();
     println!("CRIU {} at {}", criu.version(), criu.program().display());
     criu.check().unwrap();
     println!("{:?}", criu.features().unwrap());
-    let scratch = tempfile::tempdir_in("/dev/shm").unwrap();
+    let scratch = scratch();
     let mut task = Command::new("sleep");
     task.arg("1000");
     println!("{:?}", criu.self_test(scratch.path(), task).unwrap());
+    assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_tree_of_processes_moves_through_frames_and_is_what_it_was() {
+    let Some(_turn) = root("a_tree_of_processes_moves_through_frames_and_is_what_it_was") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let mut workload = Workload::start(scratch.path(), 64);
+    let store = PageStore::create(scratch.path(), Bytes(512 << 20)).unwrap();
+    let mut before = Vec::new();
+    let nothing = SentPages::default();
+    let request = DumpRequest::new(workload.root, images.path());
+    let dumped = dump(&criu, request, &nothing, &store, &mut |step| {
+        if let Notify::PostDump = step {
+            before = workload.memory();
+        }
+        Verdict::Continue
+    })
+    .unwrap();
+    println!(
+        "dump: {:?} {:?} {:?}",
+        dumped.took, dumped.served, dumped.sent
+    );
+    // Two processes and a shared segment; the fork shares no page any more that was counted once.
+    assert!(dumped.served.spaces >= 3);
+    assert!(dumped.served.pages > Pages(2 * 64 * 256 * 15 / 16));
+    workload.reap();
+    let complete = store.verify().unwrap();
+    assert_eq!(complete.pages, dumped.served.pages);
+    restore(&criu, images.path(), complete, &workload, &before);
+}
+
+#[test]
+fn after_rounds_the_final_dump_sends_only_what_has_changed() {
+    let Some(_turn) = root("after_rounds_the_final_dump_sends_only_what_has_changed") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let mut workload = Workload::start(scratch.path(), 64);
+    let store = PageStore::create(scratch.path(), Bytes(512 << 20)).unwrap();
+    let mut tracker = HashTracker::new();
+    for number in 0..3 {
+        let begin = Instant::now();
+        let (stats, sent) = round(&mut tracker, &workload.targets(), &store, 1);
+        println!("round {number}: {:?} {stats:?} {sent:?}", begin.elapsed());
+        match number {
+            0 => assert!(sent.pages > Pages(2 * 64 * 256 * 15 / 16)),
+            _ => assert!(sent.pages < Pages(4000), "{sent:?}"),
+        }
+        assert!(stats.scanned > Pages(2 * 64 * 256 * 15 / 16));
+    }
+    let mut before = Vec::new();
+    let request = DumpRequest::new(workload.root, images.path());
+    let dumped = dump(&criu, request, tracker.sent(), &store, &mut |step| {
+        if let Notify::PostDump = step {
+            before = workload.memory();
+        }
+        Verdict::Continue
+    })
+    .unwrap();
+    println!(
+        "dump: {:?} {:?} {:?}",
+        dumped.took, dumped.served, dumped.sent
+    );
+    assert!(dumped.sent.pages < Pages(4000), "{:?}", dumped.sent);
+    assert!(dumped.sent.pages > Pages(0));
+    workload.reap();
+    let complete = store.verify().unwrap();
+    assert_eq!(complete.pages, dumped.served.pages);
+    restore(&criu, images.path(), complete, &workload, &before);
+}
+
+#[test]
+fn a_page_lost_on_the_way_is_noticed_before_anything_is_restored() {
+    let Some(_turn) = root("a_page_lost_on_the_way_is_noticed_before_anything_is_restored") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let workload = Workload::start(scratch.path(), 4);
+    let store = PageStore::create(scratch.path(), Bytes(512 << 20)).unwrap();
+    // The source believes that a round was sent of which nothing arrived.
+    let mut tracker = HashTracker::new();
+    let mut lost = |_: Vec<u8>| Ok(());
+    let mut sender = Sender::new(0, &mut lost).unwrap();
+    tracker.round(&workload.targets(), &mut sender).unwrap();
+    let mut request = DumpRequest::new(workload.root, images.path());
+    request.leave = Leave::Running;
+    let mut spawn = Spawn::default();
+    let (server, theirs) = PageServer::pair(criu.version()).unwrap();
+    request.page_server = Some(spawn.pass(theirs));
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            let mut decoder = Decoder::new().unwrap();
+            let mut out = |frame: Vec<u8>| match store.apply(&decoder.decode(&frame).unwrap()) {
+                Ok(()) => Ok(()),
+                Err(error) => Err(std::io::Error::other(error)),
+            };
+            let mut sender = Sender::new(0, &mut out).unwrap();
+            server.serve(&mut DumpSink::new(&mut sender, tracker.sent(), false))
+        });
+        let result = Session::start(&criu, spawn)
+            .unwrap()
+            .dump(&request, &mut agree);
+        println!("{}", result.as_ref().unwrap_err());
+        assert!(
+            matches!(result, Err(CriuError::Failed { .. })),
+            "{result:?}"
+        );
+        let served = serving.join().unwrap();
+        assert!(
+            matches!(served, Err(MemoryError::Send { .. })),
+            "{served:?}"
+        );
+    });
+    assert!(store.verify().is_err());
+    workload.check_runs();
+}
+
+/// The cgroup of a test, in the one hierarchy that has a freezer for it.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn create(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let mount = mounts.lines().find_map(|line| {
+            let (before, after) = line.split_once(" - ")?;
+            after
+                .starts_with("cgroup2 ")
+                .then(|| before.split(' ').nth(4).unwrap().to_owned())
+        });
+        let path = Path::new(&mount.expect("a cgroup2 mount"))
+            .join(format!("godwit-criu-test-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.0.join(file), text).unwrap();
+    }
+
+    fn add(&self, workload: &Workload) {
+        for pid in [workload.root, workload.child] {
+            self.write("cgroup.procs", &pid.to_string());
+        }
+    }
+
+    fn frozen(&self) -> bool {
+        fs::read_to_string(self.0.join("cgroup.events"))
+            .unwrap()
+            .contains("frozen 1")
+    }
+
+    fn freeze(&self) {
+        self.write("cgroup.freeze", "1");
+        eventually("the freeze", || self.frozen().then_some(()));
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = fs::write(self.0.join("cgroup.kill"), "1");
+        let end = Instant::now() + Duration::from_secs(5);
+        while fs::remove_dir(&self.0).is_err() && Instant::now() < end {
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Nothing traces the processes, and none of them has anything of CRIU's in it.
+fn check_let_go(workload: &Workload) {
+    for pid in [workload.root, workload.child] {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        assert!(status.contains("TracerPid:\t0\n"), "{status}");
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum End {
+    Refuse,
+    Die,
+}
+
+/// A dump that comes to `post-dump` and no further.
+fn dump_and(criu: &Criu, request: &DumpRequest, end: End, at_post_dump: &dyn Fn()) {
+    let mut steps = Vec::new();
+    let mut on = |step: Notify| {
+        steps.push(format!("{step:?}"));
+        if !matches!(step, Notify::PostDump) {
+            return Verdict::Continue;
+        }
+        at_post_dump();
+        match end {
+            End::Refuse => Verdict::Refuse,
+            // The client ends in the middle of the notification, as in a crash of its own.
+            End::Die => panic!("the client dies"),
+        }
+    };
+    let session = Session::start(criu, Spawn::default()).unwrap();
+    let dumped = catch_unwind(AssertUnwindSafe(|| session.dump(request, &mut on)));
+    match (end, dumped) {
+        (End::Refuse, Ok(result)) => {
+            let error = result.unwrap_err();
+            println!("{error}");
+            assert!(
+                matches!(&error, CriuError::Refused { step, .. } if step == "post-dump"),
+                "{error}"
+            );
+        }
+        (End::Die, Err(_)) => {}
+        (end, other) => panic!("{end:?}: {other:?}"),
+    }
+    println!("{steps:?}");
+}
+
+#[test]
+fn a_dump_refused_after_it_lets_the_tasks_run_on() {
+    let Some(_turn) = root("a_dump_refused_after_it_lets_the_tasks_run_on") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    for end in [End::Refuse, End::Die] {
+        let (scratch, images) = (scratch(), scratch());
+        let workload = Workload::start(scratch.path(), 4);
+        let request = DumpRequest::new(workload.root, images.path());
+        dump_and(&criu, &request, end, &|| {});
+        check_let_go(&workload);
+        workload.check_runs();
+    }
+}
+
+#[test]
+fn a_cgroup_frozen_again_after_the_dump_stays_frozen_whatever_criu_does() {
+    let name = "a_cgroup_frozen_again_after_the_dump_stays_frozen_whatever_criu_does";
+    let Some(_turn) = root(name) else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    for end in [End::Refuse, End::Die] {
+        let (scratch, images) = (scratch(), scratch());
+        let cgroup = Cgroup::create("fence");
+        let workload = Workload::start(scratch.path(), 4);
+        cgroup.add(&workload);
+        cgroup.freeze();
+        let mut request = DumpRequest::new(workload.root, images.path());
+        request.freeze_cgroup = Some(cgroup.0.clone());
+        dump_and(&criu, &request, end, &|| {
+            assert!(!cgroup.frozen(), "CRIU holds the tasks by ptrace meanwhile");
+            cgroup.write("cgroup.freeze", "1");
+        });
+        eventually("the freeze", || cgroup.frozen().then_some(()));
+        check_let_go(&workload);
+        let ticks = || {
+            fs::read_to_string(&workload.log)
+                .unwrap()
+                .matches("tick")
+                .count()
+        };
+        let before = ticks();
+        thread::sleep(Duration::from_millis(200));
+        assert_eq!((ticks(), cgroup.frozen()), (before, true), "{end:?}");
+        cgroup.write("cgroup.freeze", "0");
+        workload.check_runs();
+    }
+}
+
+#[test]
+fn a_restore_refused_before_it_runs_leaves_no_process() {
+    let Some(_turn) = root("a_restore_refused_before_it_runs_leaves_no_process") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let mut workload = Workload::start(scratch.path(), 4);
+    let request = DumpRequest::new(workload.root, images.path());
+    let session = Session::start(&criu, Spawn::default()).unwrap();
+    let done = session.dump(&request, &mut agree).unwrap();
+    println!("{:?}", done.stats);
+    workload.reap();
+    for end in [End::Refuse, End::Die] {
+        let mut on = |step: Notify| match step {
+            Notify::PostRestore { pid } => {
+                assert_eq!(pid, workload.root);
+                assert!(Path::new(&format!("/proc/{pid}")).exists());
+                assert_ne!(end, End::Die, "the client dies");
+                Verdict::Refuse
+            }
+            _ => Verdict::Continue,
+        };
+        let request = RestoreRequest::new(images.path());
+        let session = Session::start(&criu, Spawn::default()).unwrap();
+        let restored = catch_unwind(AssertUnwindSafe(|| session.restore(&request, &mut on)));
+        match restored {
+            Ok(result) => assert!(
+                matches!(result, Err(CriuError::Refused { .. })),
+                "{result:?}"
+            ),
+            Err(_) => assert_eq!(end, End::Die),
+        }
+        // The root task was a child of ours: it is dead, and ours to reap.
+        for pid in [workload.root, workload.child].map(Pid::from_raw) {
+            eventually("the end of the restored tasks", || {
+                let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
+                (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+            });
+        }
+    }
+    // And the images are still good.
+    let session = Session::start(&criu, Spawn::default()).unwrap();
+    session
+        .restore(&RestoreRequest::new(images.path()), &mut agree)
+        .unwrap();
+    workload.check_runs();
+}
+
+#[test]
+fn restored_tasks_are_born_in_the_cgroup_they_belong_to() {
+    let Some(_turn) = root("restored_tasks_are_born_in_the_cgroup_they_belong_to") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let cgroup = Cgroup::create("born");
+    let mut workload = Workload::start(scratch.path(), 4);
+    let request = DumpRequest::new(workload.root, images.path());
+    let session = Session::start(&criu, Spawn::default()).unwrap();
+    session.dump(&request, &mut agree).unwrap();
+    workload.reap();
+    let mut spawn = Spawn {
+        cgroup: Some(cgroup.0.clone()),
+        new_cgroup_namespace: true,
+        ..Spawn::default()
+    };
+    // A standard output of its own, in the place of what it had: nothing needs it here but to be accepted.
+    let (reader, writer) = std::io::pipe().unwrap();
+    let number = spawn.pass(writer.as_fd().try_clone_to_owned().unwrap());
+    let mut request = RestoreRequest::new(images.path());
+    request.inherit.push(("pipe:[1]".to_owned(), number));
+    let session = Session::start(&criu, spawn).unwrap();
+    session.restore(&request, &mut agree).unwrap();
+    drop((reader, writer));
+    let members = fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
+    for pid in [workload.root, workload.child] {
+        assert!(
+            members.lines().any(|line| line == pid.to_string()),
+            "{members}"
+        );
+        let ours = fs::read_link("/proc/self/ns/cgroup").unwrap();
+        let theirs = fs::read_link(format!("/proc/{pid}/ns/cgroup")).unwrap();
+        assert_ne!(ours, theirs);
+    }
+    workload.check_runs();
+}
+
+#[test]
+fn a_dump_that_fails_says_why_and_leaves_the_tasks_running() {
+    let Some(_turn) = root("a_dump_that_fails_says_why_and_leaves_the_tasks_running") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let workload = Workload::start(scratch.path(), 4);
+    // A process whose session leader is outside cannot be dumped.
+    let request = DumpRequest::new(workload.child, images.path());
+    let session = Session::start(&criu, Spawn::default()).unwrap();
+    let error = session.dump(&request, &mut agree).unwrap_err();
+    println!("{error}");
+    assert!(error.to_string().contains("session"), "{error}");
+    // Without soft-dirty bits, tracking is refused before anything is done; with them this would be a dump.
+    if !criu.features().unwrap().mem_track {
+        let mut request = DumpRequest::new(workload.root, images.path());
+        request.track_mem = true;
+        let session = Session::start(&criu, Spawn::default()).unwrap();
+        let error = session.dump(&request, &mut agree).unwrap_err();
+        println!("{error}");
+    }
+    check_let_go(&workload);
+    workload.check_runs();
+    let request = DumpRequest::new(workload.root, images.path().join("nowhere"));
+    let session = Session::start(&criu, Spawn::default()).unwrap();
+    let error = session.dump(&request, &mut agree).unwrap_err();
+    assert!(matches!(error, CriuError::Directory { .. }), "{error}");
+}
+
+#[test]
+fn a_canceller_ends_a_dump_and_the_tasks_run_on() {
+    let Some(_turn) = root("a_canceller_ends_a_dump_and_the_tasks_run_on") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let workload = Workload::start(scratch.path(), 32);
+    let mut spawn = Spawn::default();
+    let (server, theirs) = PageServer::pair(criu.version()).unwrap();
+    let stopper = server.stopper().unwrap();
+    let mut request = DumpRequest::new(workload.root, images.path());
+    request.page_server = Some(spawn.pass(theirs));
+    let session = Session::start(&criu, spawn).unwrap();
+    let canceller = session.canceller().unwrap();
+    let mut seen = BTreeMap::new();
+    thread::scope(|scope| {
+        let serving = scope.spawn(|| {
+            // Cancelled when the first frame comes out.
+            let mut out = |_: Vec<u8>| {
+                canceller.cancel().unwrap();
+                stopper.stop();
+                Ok(())
+            };
+            let mut sender = Sender::new(0, &mut out).unwrap();
+            let nothing = SentPages::default();
+            server.serve(&mut DumpSink::new(&mut sender, &nothing, false))
+        });
+        let result = session.dump(&request, &mut |step| {
+            *seen.entry(format!("{step:?}")).or_insert(0) += 1;
+            Verdict::Continue
+        });
+        println!("{}", result.as_ref().unwrap_err());
+        assert!(matches!(
+            result,
+            Err(CriuError::Ended { .. } | CriuError::Connection { .. })
+        ));
+        assert!(serving.join().unwrap().is_err());
+    });
+    assert!(!seen.contains_key("PostDump"), "{seen:?}");
+    eventually("CRIU's letting go", || {
+        let status = fs::read_to_string(format!("/proc/{}/status", workload.root)).unwrap();
+        status.contains("TracerPid:\t0\n").then_some(())
+    });
+    check_let_go(&workload);
+    workload.check_runs();
 }

@@ -40,6 +40,19 @@ impl LogTail {
         }
     }
 
+    /// What to say first: `told`, CRIU's own choice, unless that is noise; then the first line here. The line is
+    /// taken out, so that it is not said twice.
+    pub(super) fn headline(&mut self, told: Option<&str>) -> Option<String> {
+        let told = told
+            .map(str::trim)
+            .filter(|text| !text.is_empty() && !is_noise(text));
+        let Some(told) = told else {
+            return (!self.lines.is_empty()).then(|| self.lines.remove(0));
+        };
+        self.lines.retain(|line| !line.ends_with(told));
+        Some(told.chars().take(LINE).collect())
+    }
+
     /// The relevant lines of a log file.
     pub fn read(file: &mut File) -> io::Result<Self> {
         let length = file.metadata()?.len();
@@ -52,7 +65,13 @@ impl LogTail {
 
 /// CRIU writes `(00.012345) Error (criu/mem.c:46): text`, with the process id in between where it forked.
 fn is_error(line: &str) -> bool {
-    line.contains("Error (") || line.contains("Error:") || line.contains("BUG at")
+    let error = line.contains("Error (") || line.contains("Error:") || line.contains("BUG at");
+    error && !is_noise(line)
+}
+
+/// Logged as an error in every run without CAP_SYS_RESOURCE, and never the reason for anything.
+fn is_noise(line: &str) -> bool {
+    line.contains("Can't setup RLIMIT_NOFILE")
 }
 
 impl fmt::Display for LogTail {
@@ -75,6 +94,25 @@ mod test {
         let tail = LogTail::of(text);
         assert_eq!(tail.lines.len(), 2);
         assert!(tail.to_string().starts_with("\n  | (00.2) Error"));
+    }
+
+    #[test]
+    fn noise_is_never_the_reason() {
+        let noise = "Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self";
+        let mut tail = LogTail::of(&format!(
+            "(0.1) {noise}\n(0.2) Error (a.c:1): first\n(0.3) Error (a.c:2): next\n"
+        ));
+        assert_eq!(tail.lines.len(), 2);
+        assert_eq!(
+            tail.clone().headline(Some(noise)).unwrap(),
+            "(0.2) Error (a.c:1): first"
+        );
+        assert_eq!(
+            tail.headline(Some("Error (a.c:2): next")).unwrap(),
+            "Error (a.c:2): next"
+        );
+        assert_eq!(tail.lines, ["(0.2) Error (a.c:1): first"]);
+        assert_eq!(LogTail::default().headline(Some(noise)), None);
     }
 
     #[test]

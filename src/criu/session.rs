@@ -34,7 +34,8 @@ pub struct Spawn {
     pub network: Option<OwnedFd>,
     /// Where CRIU's own standard error goes; none: kept, and told when it fails.
     pub stderr: Option<File>,
-    pass: Vec<OwnedFd>,
+    /// File descriptors CRIU is given; see [`pass`](Self::pass).
+    pub passed: Vec<OwnedFd>,
 }
 
 impl Spawn {
@@ -42,7 +43,7 @@ impl Spawn {
     /// request. This process's copy is closed as soon as CRIU has been started.
     pub fn pass(&mut self, fd: OwnedFd) -> i32 {
         let number = before_exec::number(&fd);
-        self.pass.push(fd);
+        self.passed.push(fd);
         number
     }
 }
@@ -115,7 +116,7 @@ impl Session {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr.map_err(failed("share the file for its errors"))?);
-        let mut pass = spawn.pass;
+        let mut pass = spawn.passed;
         pass.push(theirs);
         let steps = BeforeExec {
             cgroup: cgroup.map_err(failed("open its cgroup"))?,
@@ -379,20 +380,15 @@ fn judge(
     verdict
 }
 
-fn failed(request: &'static str, response: &Response, log: LogTail) -> CriuError {
-    let text = response.cr_errmsg.as_deref().map(str::trim);
+fn failed(request: &'static str, response: &Response, mut log: LogTail) -> CriuError {
     let errno = response.cr_errno.map(|number| {
         let error = io::Error::from_raw_os_error(number);
         format!("error {number} ({error})")
     });
-    let message = match (text.filter(|text| !text.is_empty()), errno) {
-        (Some(text), _) => text.chars().take(300).collect(),
-        (None, Some(errno)) => errno,
-        (None, None) => "it does not say why".to_owned(),
-    };
+    let message = log.headline(response.cr_errmsg.as_deref()).or(errno);
     CriuError::Failed {
         request,
-        message,
+        message: message.unwrap_or_else(|| "it does not say why".to_owned()),
         log,
     }
 }
