@@ -1,1 +1,26 @@
 //! A container becomes images, images become a container, on one host.
+//!
+//! **Invariant:** nothing is decided here. A [`Held`] dump waits, every task standing still, until its owner
+//! says whether they die or live; a restore waits in the same way before its first instruction.
+//!
+//! ```text
+//! Precopy::round …      pages, while the tasks run
+//! Held::dump ─▶ CRIU ─▶ page server ─▶ frames
+//!                  └──▶ images in a tmpfs ─▶ chunks
+//!              CRIU waits in post-dump; cgroup frozen ─▶ Held::kill | Held::release
+//!
+//! ImageDirectory ◀─ chunks,  PageStore ◀─ frames ─▶ write_images
+//! restore ─▶ CRIU waits in post-restore ─▶ hold() ─▶ run | undo
+//! ```
+
+mod dump;
+mod error;
+mod image;
+mod precopy;
+mod restore;
+
+pub use dump::{Held, Subject};
+pub use error::CheckpointError;
+pub use image::{ImageDirectory, for_each_chunk};
+pub use precopy::{Precopy, mapped_files};
+pub use restore::{Plan, restore};

@@ -96,6 +96,12 @@ impl Criu {
         Ok(Self { version, ..criu })
     }
 
+    /// A CRIU that was found before, by another process of this host: it is not asked again.
+    pub fn known(program: &Path, version: CriuVersion) -> Self {
+        let program = program.to_owned();
+        Self { program, version }
+    }
+
     /// The executable.
     pub fn program(&self) -> &Path {
         &self.program

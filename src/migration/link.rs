@@ -285,7 +285,7 @@ impl MigrationError {
     pub fn of_step(phase: Phase, cause: Cause) -> Self {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(cause.as_ref());
         while let Some(error) = next {
-            match error.downcast_ref::<OutboxError>() {
+            match outbox_error(error) {
                 Some(OutboxError::Lost) => {
                     return Self::LinkLost {
                         phase,
@@ -301,4 +301,15 @@ impl MigrationError {
             source: cause,
         }
     }
+}
+
+/// The outbox's word, where an error carries it: inside an [`io::Error`] it is no `source` but the error
+/// itself.
+fn outbox_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a OutboxError> {
+    let inner = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    error
+        .downcast_ref()
+        .or_else(|| inner.and_then(|inner| inner.downcast_ref()))
 }
