@@ -11,7 +11,6 @@
 pub mod steps;
 pub mod sync;
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -23,6 +22,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::error::in_one_line;
 use crate::model::User;
 use crate::namespace;
 use crate::sys::clone::Forked;
@@ -81,21 +81,6 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             ExitCode::from(125)
         }
     }
-}
-
-/// An error and what caused it, in one line.
-fn in_one_line(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        // Some libraries print their cause themselves.
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 /// The road of the first process; both stages of it come through here.
