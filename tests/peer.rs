@@ -24,7 +24,7 @@ use rustls::{
 };
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -813,14 +813,45 @@ async fn who_dawdles_is_cut_off() {
     alpha.check_refused("the handshake took more than").await;
 }
 
+/// Connections from an address of the loopback network, which say nothing.
+async fn given_crowd(from: &str, count: usize, to: &Host) -> Vec<TcpStream> {
+    let mut crowd = Vec::new();
+    for _ in 0..count {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind(SocketAddr::new(from.parse().unwrap(), 0))
+            .unwrap();
+        crowd.push(socket.connect(to.address).await.unwrap());
+    }
+    crowd
+}
+
 #[tokio::test]
-async fn a_crowd_is_turned_away_and_peers_come_again_when_it_has_gone() {
+async fn a_crowd_of_strangers_is_turned_away_and_does_not_stand_in_a_peers_way() {
     let (mut alpha, beta) = given_pair().await;
     let mut crowd = Vec::new();
-    for _ in 0..80 {
-        crowd.push(TcpStream::connect(alpha.address).await.unwrap());
+    for from in [
+        "127.0.0.2",
+        "127.0.0.3",
+        "127.0.0.4",
+        "127.0.0.5",
+        "127.0.0.6",
+    ] {
+        crowd.push(given_crowd(from, 64, &alpha).await);
     }
+    let from = alpha.check_refused("too many connections").await;
+    assert_eq!(from.ip().to_string(), "127.0.0.6");
+    check_talk(&beta, &mut alpha).await;
+    assert!((1..=64).contains(&alpha.book.refusals().crowded));
+}
+
+#[tokio::test]
+async fn one_address_cannot_keep_the_others_out() {
+    let (mut alpha, beta) = given_pair().await;
+    // Here it is the peer's own: it can come again when its crowd has gone.
+    let crowd = given_crowd("127.0.0.1", 140, &alpha).await;
     alpha.check_refused("too many connections").await;
+    let other = given_crowd("127.0.0.2", 1, &alpha).await;
     drop(crowd);
     for _ in 0..50 {
         if dial(&beta.book, alpha.name()).await.is_ok() {
@@ -830,7 +861,8 @@ async fn a_crowd_is_turned_away_and_peers_come_again_when_it_has_gone() {
     }
     alpha.streams.recv().await.unwrap();
     check_talk(&beta, &mut alpha).await;
-    assert!(alpha.book.refusals().crowded >= 10);
+    assert!(alpha.book.refusals().crowded >= 140 - 128);
+    drop(other);
 }
 
 #[tokio::test]

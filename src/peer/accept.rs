@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const SULK: Duration = Duration::from_millis(250);
 /// Connections that are not (yet) a peer's, in all and from one address.
 const STRANGERS: (usize, usize) = (256, 64);
+/// The same for connections from where a peer is known to listen: they do not queue behind strangers.
+const NEIGHBOURS: (usize, usize) = (512, 128);
 /// Those among them that are joining.
 const JOINING: (usize, usize) = (8, 2);
 
@@ -57,6 +59,7 @@ pub async fn accept<F>(
     let door = Arc::new(Door {
         book,
         strangers: Limit::new(STRANGERS.0, STRANGERS.1),
+        neighbours: Limit::new(NEIGHBOURS.0, NEIGHBOURS.1),
         joining: Limit::new(JOINING.0, JOINING.1),
         turned_away: AtomicU64::new(0),
         on_peer,
@@ -90,6 +93,7 @@ pub async fn accept<F>(
 struct Door<F> {
     book: Arc<PeerBook>,
     strangers: Arc<Limit>,
+    neighbours: Arc<Limit>,
     joining: Arc<Limit>,
     turned_away: AtomicU64,
     on_peer: F,
@@ -159,7 +163,12 @@ enum Visit {
 
 impl<F: Fn(Peer, PeerStream) + Send + Sync + 'static> Door<F> {
     async fn receive(self: Arc<Self>, tcp: TcpStream, address: SocketAddr) {
-        let Some(slot) = self.strangers.enter(address.ip()) else {
+        let limit = if self.book.has_peer_at(address.ip()) {
+            &self.neighbours
+        } else {
+            &self.strangers
+        };
+        let Some(slot) = limit.enter(address.ip()) else {
             return self.turn_away(address, &Refused::Crowded);
         };
         match self.greet(tcp, address).await {

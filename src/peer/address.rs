@@ -1,7 +1,7 @@
 //! Where a peer listens: a host and a port, as a person wrote them.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -26,6 +26,12 @@ impl Address {
     /// The address as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The IP address, where it is one and not a name.
+    pub fn ip(&self) -> Option<IpAddr> {
+        let address = self.0.parse::<SocketAddr>().ok()?;
+        Some(address.ip().to_canonical())
     }
 }
 
@@ -108,6 +114,9 @@ mod test {
         ] {
             assert_eq!(good.parse::<Address>().unwrap().as_str(), good);
         }
+        let ip = |text: &str| text.parse::<Address>().unwrap().ip();
+        assert_eq!(ip("[::ffff:10.0.0.1]:1"), ip("10.0.0.1:2"));
+        assert_eq!(ip("alpha:1"), None);
         for bad in [
             "",
             "alpha",

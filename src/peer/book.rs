@@ -1,10 +1,8 @@
 //! The book of this host: who it is, whom it knows, and which tokens are out.
 
 use std::fmt;
-use std::fs;
-use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -13,11 +11,12 @@ use rand::rngs::OsRng;
 use tokio::sync::watch;
 
 use crate::model::{Digest, Name};
-use crate::sys::file;
 
 use super::address::Address;
 use super::error::{PeerError, chain};
 use super::identity::Identity;
+use super::record;
+use super::refusals::{Counters, Refusals};
 use super::state::{Contents, Own, Peer};
 use super::token::{JoinToken, Secret};
 use super::wire::Refusal;
@@ -39,24 +38,6 @@ pub struct PeerBook {
     pub(super) counters: Counters,
 }
 
-/// How many have been refused since the daemon began.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Refusals {
-    /// Handshakes that failed: strangers, and what is no godwit at all.
-    pub strangers: u64,
-    /// Bearers of a bad token, or with a name that cannot be.
-    pub tokens: u64,
-    /// Connections turned away because too many were open.
-    pub crowded: u64,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) strangers: AtomicU64,
-    pub(super) tokens: AtomicU64,
-    pub(super) crowded: AtomicU64,
-}
-
 /// A host that a token let in, and the entry it had before.
 #[derive(Debug)]
 pub(super) struct Admitted {
@@ -76,7 +57,7 @@ impl PeerBook {
         name: Name,
         advertise: Address,
     ) -> Result<Self, PeerError> {
-        let contents = read(file)?;
+        let contents = record::read(file)?;
         if let Some(name) = contents.ambiguous() {
             return Err(PeerError::BookAmbiguous {
                 path: file.to_owned(),
@@ -135,14 +116,17 @@ impl PeerBook {
         self.snapshot().pinned(fingerprint).cloned()
     }
 
+    /// Whether a peer listens at this IP address. One that was joined by its DNS name is not found.
+    pub(super) fn has_peer_at(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let contents = self.snapshot();
+        let mut addresses = contents.peers().iter().map(|peer| &peer.address);
+        addresses.any(|address| address.ip() == Some(ip))
+    }
+
     /// How many have been refused since the daemon began.
     pub fn refusals(&self) -> Refusals {
-        let counters = &self.counters;
-        Refusals {
-            strangers: counters.strangers.load(Ordering::Relaxed),
-            tokens: counters.tokens.load(Ordering::Relaxed),
-            crowded: counters.crowded.load(Ordering::Relaxed),
-        }
+        self.counters.read()
     }
 
     /// A token that lets one host in within `ttl`. On success it is on the disk. Blocks on the disk.
@@ -266,7 +250,7 @@ impl PeerBook {
     ) -> Result<T, E> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let (next, value) = compute(&self.snapshot())?;
-        write(&self.file, &next)?;
+        record::write(&self.file, &next)?;
         *self
             .contents
             .write()
@@ -300,40 +284,10 @@ fn now() -> u64 {
         .map_or(0, |time| time.as_secs())
 }
 
-fn read(path: &Path) -> Result<Contents, PeerError> {
-    let text = match fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Contents::default()),
-        Err(source) => {
-            return Err(PeerError::File {
-                action: "read",
-                path: path.to_owned(),
-                source,
-            });
-        }
-    };
-    serde_json::from_slice(&text).map_err(|source| PeerError::BookFormat {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn write(path: &Path, contents: &Contents) -> Result<(), PeerError> {
-    let mut text = serde_json::to_vec_pretty(contents).map_err(|source| PeerError::BookFormat {
-        path: path.to_owned(),
-        source,
-    })?;
-    text.push(b'\n');
-    file::replace(path, &text).map_err(|source| PeerError::File {
-        action: "write",
-        path: path.to_owned(),
-        source,
-    })
-}
-
 #[cfg(test)]
 mod test {
     use super::*;
+    use std::fs;
 
     fn open(dir: &Path) -> Result<PeerBook, PeerError> {
         let name: Name = "alpha".parse().unwrap();

@@ -28,7 +28,8 @@ pub enum PeerError {
     },
     /// One half of the identity is missing. A new one is never made in its place, because peers have pinned the old.
     #[error(
-        "the identity in {dir} has no {missing}: restore it from a backup, or remove the directory and join every peer anew",
+        "the identity in {dir} has no {missing}: restore it from a backup, or remove the directory and join every peer \
+         anew",
         dir = dir.display()
     )]
     IdentityIncomplete {
