@@ -20,6 +20,7 @@ use super::recipe::{Base, Packages, Recipe};
 use super::staging::Staging;
 use super::store_error::StoreError;
 use super::{files, furnish};
+use crate::oci::Variant;
 
 /// Sets up merged `/bin` and `/usr/bin` without the package that would do it, and perl with it (50 MB).
 const MERGED_USR: &str = "/usr/share/mmdebstrap/hooks/maybe-merged-usr";
@@ -150,15 +151,22 @@ fn command(packages: &Packages, staging: &Staging) -> Command {
         ])
         .arg(format!("--variant={}", packages.variant.as_str()))
         .arg(format!("--include={}", packages.packages.join(",")));
-    let scripts_run = !matches!(packages.variant.as_str(), "extract" | "custom");
-    if scripts_run && Path::new(MERGED_USR).is_dir() {
+    // The store writes the whole tree to the disk before it counts; dpkg need not do it file by file.
+    command.arg("--dpkgopt=force-unsafe-io");
+    let essential = !matches!(packages.variant, Variant::Extract | Variant::Custom);
+    if essential && Path::new(MERGED_USR).is_dir() {
         command.arg(format!("--hook-directory={MERGED_USR}"));
     }
     for setting in host_settings() {
         command.arg(format!("--aptopt={setting}"));
     }
+    // With the variant that runs no scripts mmdebstrap stops after unpacking, and so do its hooks.
+    let stage = match packages.variant {
+        Variant::Extract => "extract",
+        _ => "customize",
+    };
     for words in &packages.setup {
-        command.arg(format!("--customize-hook={}", hook(words)));
+        command.arg(format!("--{stage}-hook={}", hook(words)));
     }
     command
         .arg("--")

@@ -5,7 +5,7 @@
 //! version control system keeps.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, Permissions};
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -171,6 +171,7 @@ pub(super) fn write(root: BorrowedFd<'_>, path: &str, text: &str) -> io::Result<
 #[cfg(test)]
 mod test {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     fn hash_of(files: &Path) -> [u8; 32] {
