@@ -15,6 +15,7 @@ use godwit::daemon::facts::{self, CriuFacts};
 use godwit::daemon::locks::Locks;
 use godwit::daemon::{Backend, Containers, Daemon, DaemonError, Events};
 use godwit::model::*;
+use godwit::oci::OciError;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -132,8 +133,9 @@ impl Backend for Fake {
     fn templates(&self) -> Result<Vec<TemplateInfo>, DaemonError> {
         Ok(vec![TemplateInfo {
             name: "busybox".parse().unwrap(),
-            description: String::new(),
+            rootfs: String::new(),
             command: vec![],
+            ports: vec![],
             image: None,
             problem: None,
         }])
@@ -141,10 +143,11 @@ impl Backend for Fake {
     fn build(&self, template: &Name, say: Say<'_>) -> Result<Digest, DaemonError> {
         if template.as_str() != "busybox" {
             let dir = self.dir.clone();
-            return Err(DaemonError::NoSuchTemplate {
-                name: template.clone(),
-                dir,
-            });
+            return Err(DaemonError::Template(OciError::NoTemplate {
+                name: template.to_string(),
+                directory: self.dir.clone(),
+                known: "busybox".to_owned(),
+            }));
         }
         say("one");
         say("two");
@@ -469,27 +472,30 @@ async fn a_followed_log_ends_with_the_container() {
     let served = given_a_daemon();
     let name = served.create("web", true).await.spec.name;
     let log = served.fake.log(&name);
-    std::fs::write(&log, "one\ntwo\n").unwrap();
-    let mut whole = served
-        .client
-        .bytes("/v1/containers/web/logs")
-        .await
-        .unwrap();
-    assert_eq!(&whole.next().await.unwrap().unwrap()[..], b"one\ntwo\n");
+    std::fs::write(&log, b"t0 stdout F one\nt1 stderr F \xff\n").unwrap();
+    let path = "/v1/containers/web/logs";
+    let mut whole = served.client.lines::<LogLine>(path).await.unwrap();
+    let first = whole.next().await.unwrap().unwrap();
+    assert_eq!(
+        (first.at.as_str(), first.text.as_deref()),
+        ("t0", Some("one"))
+    );
+    let second = whole.next().await.unwrap().unwrap();
+    assert_eq!(
+        (second.stream, second.data.as_deref()),
+        (Output::Stderr, Some("/w=="))
+    );
     assert!(whole.next().await.unwrap().is_none());
 
-    let mut tail = served
-        .client
-        .bytes("/v1/containers/web/logs?follow=true&tail=1")
-        .await
-        .unwrap();
-    assert_eq!(&tail.next().await.unwrap().unwrap()[..], b"two\n");
+    let path = "/v1/containers/web/logs?follow=true&tail=1";
+    let mut tail = served.client.lines::<LogLine>(path).await.unwrap();
+    assert_eq!(tail.next().await.unwrap().unwrap().at, "t1");
     std::fs::OpenOptions::new()
         .append(true)
         .open(&log)
-        .and_then(|mut file| std::io::Write::write_all(&mut file, b"three\n"))
+        .and_then(|mut file| std::io::Write::write_all(&mut file, b"t2 stdout F three\n"))
         .unwrap();
-    assert_eq!(&tail.next().await.unwrap().unwrap()[..], b"three\n");
+    assert_eq!(tail.next().await.unwrap().unwrap().at, "t2");
     served
         .client
         .tell("/v1/containers/web/kill", &json!({"signal": "9"}))

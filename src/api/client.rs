@@ -155,15 +155,6 @@ impl Client {
         Ok(LineReader::new(path, response))
     }
 
-    /// `GET path`, answered by bytes.
-    pub async fn bytes(&self, path: &str) -> Result<ByteReader, ClientError> {
-        let response = self.ask(Method::GET, path, None).await?;
-        Ok(ByteReader {
-            path: path.to_owned(),
-            body: response.into_body(),
-        })
-    }
-
     async fn ask(
         &self,
         method: Method,
@@ -244,14 +235,14 @@ async fn collect(path: &str, response: Response<Incoming>) -> Result<Vec<u8>, Cl
 }
 
 /// An answer of bytes, as they come.
-pub struct ByteReader {
+struct ByteReader {
     path: String,
     body: Incoming,
 }
 
 impl ByteReader {
     /// The next bytes; none at the end.
-    pub async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
+    async fn next(&mut self) -> Result<Option<Bytes>, ClientError> {
         while let Some(frame) = self.body.frame().await {
             let frame = frame.map_err(|source| ClientError::Broken {
                 path: self.path.clone(),

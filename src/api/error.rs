@@ -61,6 +61,7 @@ impl From<DaemonError> for Failure {
             Kind::Absent => StatusCode::NOT_FOUND,
             Kind::Conflict => StatusCode::CONFLICT,
             Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Elsewhere => StatusCode::BAD_GATEWAY,
             Kind::Failed => StatusCode::INTERNAL_SERVER_ERROR,
         };
         let body = ApiError::from(&error);

@@ -34,6 +34,15 @@ impl<T> Lines<T> {
         self.0.blocking_send(line).map_err(|_| ReaderGone)
     }
 
+    /// Fails when the reader has gone.
+    pub fn still_read(&self) -> Result<(), ReaderGone> {
+        if self.0.is_closed() {
+            Err(ReaderGone)
+        } else {
+            Ok(())
+        }
+    }
+
     /// Resolves when the reader has gone.
     pub async fn closed(&self) {
         self.0.closed().await;

@@ -115,6 +115,24 @@ pub enum ExecLine {
     },
 }
 
+/// A line of the answer to `logs`: a line that the container printed, or a part of a long one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// When, as RFC 3339 has it, UTC.
+    pub at: String,
+    /// On which of its outputs.
+    pub stream: Output,
+    /// Whether the rest of the line follows.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
+    /// What, without the end of the line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<String>,
+    /// The same in base64, where it is no UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+}
+
 /// A process of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {
@@ -224,10 +242,12 @@ pub enum EventLine {
 pub struct TemplateInfo {
     /// Its name.
     pub name: Name,
-    /// Its own description.
-    pub description: String,
+    /// What its file tree is made of.
+    pub rootfs: String,
     /// The command it runs.
     pub command: Vec<String>,
+    /// The TCP ports it serves.
+    pub ports: Vec<u16>,
     /// The image it was last built to, where it was.
     pub image: Option<Digest>,
     /// Why it cannot be used, where it cannot.

@@ -3,10 +3,13 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 
-use super::Session;
 use super::output::Failure;
+use super::{Format, Session};
+use crate::api::types::{LogLine, Output};
 use crate::model::Name;
 
 /// Print what a container has printed.
@@ -21,6 +24,9 @@ pub struct Logs {
     /// Only the last lines.
     #[arg(long, value_name = "LINES")]
     tail: Option<u64>,
+    /// Tell when each line was printed.
+    #[arg(short, long)]
+    timestamps: bool,
 }
 
 impl Logs {
@@ -29,12 +35,39 @@ impl Logs {
         if let Some(lines) = self.tail {
             path.push_str(&format!("&tail={lines}"));
         }
-        let mut bytes = session.client.bytes(&path).await?;
-        let mut out = io::stdout().lock();
-        while let Some(chunk) = bytes.next().await? {
-            out.write_all(&chunk)?;
-            out.flush()?;
+        let mut lines = session.client.lines::<LogLine>(&path).await?;
+        while let Some(line) = lines.next().await? {
+            if session.format == Format::Json {
+                session.print_line(&line, |_| String::new())?;
+            } else {
+                self.print(&line)?;
+            }
         }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// The bytes as they were printed, each on the output that it was printed on.
+    fn print(&self, line: &LogLine) -> Result<(), Failure> {
+        let mut bytes = Vec::new();
+        if self.timestamps {
+            bytes.extend_from_slice(format!("{} ", line.at).as_bytes());
+        }
+        match (&line.text, &line.data) {
+            (Some(text), _) => bytes.extend_from_slice(text.as_bytes()),
+            (None, Some(data)) => bytes.extend(STANDARD.decode(data).unwrap_or_default()),
+            (None, None) => {}
+        }
+        if !line.partial {
+            bytes.push(b'\n');
+        }
+        match line.stream {
+            Output::Stdout => {
+                let mut out = io::stdout().lock();
+                out.write_all(&bytes)?;
+                out.flush()?;
+            }
+            Output::Stderr => io::stderr().write_all(&bytes)?,
+        }
+        Ok(())
     }
 }

@@ -46,7 +46,7 @@ impl Template {
 async fn list(session: &Session) -> Result<ExitCode, Failure> {
     let all: Vec<TemplateInfo> = session.client.get("/v1/templates").await?;
     session.print(&all, |all| {
-        let mut table = table(&["NAME", "IMAGE", "COMMAND", "DESCRIPTION"]);
+        let mut table = table(&["NAME", "IMAGE", "PORTS", "COMMAND", "MADE OF"]);
         for template in all {
             let image = match &template.image {
                 Some(digest) => digest.to_string()[..12].to_owned(),
@@ -54,10 +54,17 @@ async fn list(session: &Session) -> Result<ExitCode, Failure> {
             };
             let about = match &template.problem {
                 Some(problem) => format!("cannot be used: {problem}"),
-                None => template.description.clone(),
+                None => template.rootfs.clone(),
             };
             let command = template.command.join(" ");
-            table.add_row([template.name.to_string(), image, command, about]);
+            let ports: Vec<String> = template.ports.iter().map(u16::to_string).collect();
+            table.add_row([
+                template.name.to_string(),
+                image,
+                ports.join(" "),
+                command,
+                about,
+            ]);
         }
         table.trim_fmt()
     })

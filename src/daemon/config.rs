@@ -96,7 +96,7 @@ pub struct Config {
     /// Where the templates are, one directory each.
     #[serde(default = "default_templates")]
     pub templates: PathBuf,
-    /// Where image builds keep what they downloaded.
+    /// The `state_dir` of another host's store, where images are looked for before they are built.
     #[serde(default)]
     pub image_cache: Option<PathBuf>,
     /// The link to the other hosts.

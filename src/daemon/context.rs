@@ -15,6 +15,7 @@ use crate::criu::{Criu, CriuError};
 use crate::model::HostFacts;
 use crate::net::{Leases, Network, NetworkConfig};
 use crate::peer::{Identity, PeerBook};
+use crate::rootfs::ImageStore;
 
 /// What the long jobs of a daemon share.
 pub struct Context {
@@ -28,6 +29,8 @@ pub struct Context {
     pub network: Arc<Network>,
     /// The containers' addresses.
     pub leases: Arc<Leases>,
+    /// The images.
+    pub images: Arc<ImageStore>,
     /// The other hosts.
     pub peers: Arc<PeerBook>,
     /// Where to tell what happens.
@@ -41,15 +44,13 @@ impl Context {
     pub fn open(config: Config) -> Result<Self, DaemonError> {
         let state = &config.state_dir;
         let network_config = NetworkConfig::from(&config.network);
-        let network = Network::open(network_config.clone()).map_err(DaemonError::Network)?;
-        let leases = Leases::open(&state.join("leases.json"), &network_config);
-        let leases = leases.map_err(DaemonError::Network)?;
-        let identity = Identity::load_or_create(&state.join("identity"), &config.name);
-        let identity = identity.map_err(DaemonError::Peer)?;
+        let network = Network::open(network_config.clone())?;
+        let leases = Leases::open(&state.join("leases.json"), &network_config)?;
+        let images = ImageStore::open(state)?.with_cache(config.image_cache.clone());
+        let identity = Identity::load_or_create(&state.join("identity"), &config.name)?;
         let advertise = advertised(&config.peer);
         let book = state.join("peers.json");
-        let peers = PeerBook::open(&book, identity, config.name.clone(), advertise);
-        let peers = peers.map_err(DaemonError::Peer)?;
+        let peers = PeerBook::open(&book, identity, config.name.clone(), advertise)?;
         let (criu, criu_facts) = find_criu(&config);
         let facts = facts::gather(&config.name, criu_facts)?;
         Ok(Self {
@@ -57,6 +58,7 @@ impl Context {
             criu,
             network: Arc::new(network),
             leases: Arc::new(leases),
+            images: Arc::new(images),
             peers: Arc::new(peers),
             events: Events::new(),
             locks: Arc::default(),

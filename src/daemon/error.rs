@@ -2,14 +2,15 @@
 
 use std::error::Error;
 use std::io;
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use super::config::ConfigError;
 use super::requests::Refusal;
-use crate::model::{Digest, MigrationId, Name};
+use crate::model::{MigrationId, Name};
 use crate::net::NetError;
+use crate::oci::OciError;
 use crate::peer::PeerError;
+use crate::rootfs::StoreError;
 
 /// Whose fault it is, roughly: what HTTP wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub enum Kind {
     Conflict,
     /// It cannot be done now, or not by this daemon.
     Unavailable,
+    /// Another host did not do its part.
+    Elsewhere,
     /// It was tried and failed.
     Failed,
 }
@@ -56,26 +59,6 @@ pub enum DaemonError {
     NameTaken {
         /// Its name.
         name: Name,
-    },
-    /// There is no such template.
-    #[error("there is no template {name} in {}", dir.display())]
-    NoSuchTemplate {
-        /// Its name.
-        name: Name,
-        /// Where it was looked for.
-        dir: PathBuf,
-    },
-    /// There is no such image.
-    #[error("there is no image {digest} on this host")]
-    NoSuchImage {
-        /// Its digest.
-        digest: Digest,
-    },
-    /// Somebody on the network answers for this address.
-    #[error("the address {address} is in use: somebody on the network answers for it")]
-    AddressInUse {
-        /// The address.
-        address: Ipv4Addr,
     },
     /// There is no such migration.
     #[error("there is no migration {id} on this host")]
@@ -117,11 +100,17 @@ pub enum DaemonError {
         what: String,
     },
     /// The network said no.
-    #[error("the network refused")]
-    Network(#[source] NetError),
+    #[error(transparent)]
+    Network(#[from] NetError),
     /// The link to other hosts said no.
-    #[error("the link to other hosts refused")]
-    Peer(#[source] PeerError),
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    /// What was written in a template or a request cannot become a container.
+    #[error(transparent)]
+    Template(#[from] OciError),
+    /// The image cannot be had.
+    #[error(transparent)]
+    Image(#[from] StoreError),
     /// The operating system said no.
     #[error("cannot {what}")]
     Io {
@@ -133,67 +122,75 @@ pub enum DaemonError {
     },
 }
 
+/// What programs are told of an error.
+struct Class {
+    kind: Kind,
+    code: &'static str,
+    /// The field of the request that is wrong, where one is.
+    field: Option<&'static str>,
+}
+
+impl Class {
+    const fn new(kind: Kind, code: &'static str) -> Self {
+        Self {
+            kind,
+            code,
+            field: None,
+        }
+    }
+
+    const fn field(self, field: &'static str) -> Self {
+        Self {
+            field: Some(field),
+            ..self
+        }
+    }
+}
+
 impl DaemonError {
     /// Stable, for programs.
     pub fn code(&self) -> &'static str {
-        match self {
-            Self::Refused(refusal) => refusal.code,
-            Self::Config(_) => "bad-configuration",
-            Self::Field { .. } => "bad-field",
-            Self::NoSuchContainer { .. } => "no-such-container",
-            Self::NameTaken { .. } => "name-in-use",
-            Self::NoSuchTemplate { .. } => "no-such-template",
-            Self::NoSuchImage { .. } => "no-such-image",
-            Self::AddressInUse { .. } => "address-in-use",
-            Self::NoSuchMigration { .. } => "no-such-migration",
-            Self::NoSuchPeer { .. } => "no-such-peer",
-            Self::Busy { .. } => "busy",
-            Self::Alone => "no-peers",
-            Self::AnotherDaemon { .. } => "another-daemon",
-            Self::NotYet { .. } => "not-yet",
-            Self::Defect { .. } => "defect",
-            Self::Network(_) => "network",
-            Self::Peer(_) => "peer",
-            Self::Io { .. } => "system",
-        }
+        self.class().code
     }
 
     /// Whose fault it is.
     pub fn kind(&self) -> Kind {
-        match self {
-            Self::Field { .. } => Kind::Invalid,
-            Self::NoSuchContainer { .. }
-            | Self::NoSuchTemplate { .. }
-            | Self::NoSuchImage { .. }
-            | Self::NoSuchMigration { .. }
-            | Self::NoSuchPeer { .. } => Kind::Absent,
-            Self::Refused(_)
-            | Self::NameTaken { .. }
-            | Self::AddressInUse { .. }
-            | Self::Busy { .. }
-            | Self::AnotherDaemon { .. } => Kind::Conflict,
-            Self::Alone | Self::NotYet { .. } => Kind::Unavailable,
-            Self::Config(_)
-            | Self::Defect { .. }
-            | Self::Network(_)
-            | Self::Peer(_)
-            | Self::Io { .. } => Kind::Failed,
-        }
+        self.class().kind
     }
 
     /// The field of the request that is wrong, where one is.
-    pub fn field(&self) -> Option<&str> {
+    pub fn field(&self) -> Option<&'static str> {
+        self.class().field
+    }
+
+    fn class(&self) -> Class {
+        use Kind::{Absent, Conflict, Elsewhere, Failed, Invalid, Unavailable};
         match self {
-            Self::Field { field, .. } => Some(field),
-            Self::NameTaken { .. } => Some("name"),
-            Self::NoSuchTemplate { .. } => Some("template"),
-            Self::NoSuchImage { .. } => Some("image"),
-            Self::AddressInUse { .. } => Some("ip"),
-            _ => None,
+            Self::Refused(refusal) => Class::new(Conflict, refusal.code),
+            Self::Config(_) => Class::new(Failed, "bad-configuration"),
+            Self::Field { field, .. } => Class::new(Invalid, "bad-field").field(field),
+            Self::NoSuchContainer { .. } => Class::new(Absent, "no-such-container"),
+            Self::NameTaken { .. } => Class::new(Conflict, "name-in-use").field("name"),
+            Self::NoSuchMigration { .. } => Class::new(Absent, "no-such-migration"),
+            Self::NoSuchPeer { .. } => Class::new(Absent, "no-such-peer"),
+            Self::Busy { .. } => Class::new(Conflict, "busy"),
+            Self::Alone => Class::new(Unavailable, "no-peers"),
+            Self::AnotherDaemon { .. } => Class::new(Conflict, "another-daemon"),
+            Self::NotYet { .. } => Class::new(Unavailable, "not-yet"),
+            Self::Defect { .. } => Class::new(Failed, "defect"),
+            Self::Io { .. } => Class::new(Failed, "system"),
+            Self::Network(e) => of_network(e),
+            Self::Peer(PeerError::UnknownPeer { .. }) => Class::new(Absent, "no-such-peer"),
+            Self::Peer(_) => Class::new(Elsewhere, "peer"),
+            Self::Template(e) => of_template(e),
+            Self::Image(StoreError::NoImage { .. }) => {
+                Class::new(Absent, "no-such-image").field("image")
+            }
+            Self::Image(_) => Class::new(Failed, "image"),
         }
     }
 
-    /// What to do about it, where that is known.
+    /// What to do about it, where that is known and the text does not say so itself.
     pub fn remedy(&self) -> Option<String> {
         let text = match self {
             Self::Refused(refusal) => refusal.remedy.clone(),
@@ -201,13 +198,6 @@ impl DaemonError {
             Self::NoSuchContainer { .. } => "`godwit list` shows those that are here".to_owned(),
             Self::NameTaken { name } => {
                 format!("choose another name, or `godwit delete {name}` first")
-            }
-            Self::NoSuchTemplate { .. } => "`godwit template list` shows those that are".to_owned(),
-            Self::NoSuchImage { .. } => {
-                "build it from its template with `godwit template build`".to_owned()
-            }
-            Self::AddressInUse { .. } => {
-                "choose another address, or none to have one chosen".to_owned()
             }
             Self::NoSuchMigration { .. } => {
                 "`godwit migrations list` shows those known here".to_owned()
@@ -218,6 +208,17 @@ impl DaemonError {
             Self::Busy { .. } => "try again in a while".to_owned(),
             Self::AnotherDaemon { .. } => {
                 "stop that one first, or give this one another run_dir".to_owned()
+            }
+            Self::Network(
+                NetError::AddressAnswers { .. }
+                | NetError::AddressHeld { .. }
+                | NetError::AddressHeldAway { .. },
+            ) => "choose another address, or none to have one chosen".to_owned(),
+            Self::Template(OciError::NoTemplate { .. }) => {
+                "`godwit template list` shows what each one is made of".to_owned()
+            }
+            Self::Image(StoreError::NoImage { .. }) => {
+                "build it from its template with `godwit template build`".to_owned()
             }
             _ => return None,
         };
@@ -230,6 +231,34 @@ impl DaemonError {
     }
 }
 
+fn of_network(error: &NetError) -> Class {
+    use Kind::{Conflict, Failed, Invalid, Unavailable};
+    match error {
+        NetError::AddressAnswers { .. }
+        | NetError::AddressHeld { .. }
+        | NetError::AddressHeldAway { .. }
+        | NetError::MacHeld { .. } => Class::new(Conflict, "address-in-use").field("ip"),
+        NetError::NameHolds { .. } | NetError::NameMovedAway { .. } => {
+            Class::new(Conflict, "name-in-use").field("name")
+        }
+        NetError::OutsideNetwork { .. } | NetError::Reserved { .. } => {
+            Class::new(Invalid, "bad-field").field("ip")
+        }
+        NetError::PoolExhausted { .. } => Class::new(Unavailable, "no-address"),
+        _ => Class::new(Failed, "network"),
+    }
+}
+
+fn of_template(error: &OciError) -> Class {
+    use Kind::{Absent, Failed, Invalid};
+    match error {
+        OciError::NoTemplate { .. } => Class::new(Absent, "no-such-template").field("template"),
+        OciError::Value { field, .. } => Class::new(Invalid, "bad-field").field(field),
+        OciError::TemplateName { .. } => Class::new(Invalid, "bad-field").field("template"),
+        _ => Class::new(Failed, "bad-template"),
+    }
+}
+
 /// An error and its causes, joined by colons.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -237,6 +266,7 @@ pub fn chain(error: &dyn Error) -> String {
     while let Some(error) = cause {
         let more = error.to_string();
         let more = more.trim();
+        // A transparent error and its source say the same.
         if !text.ends_with(more) {
             text.push_str(": ");
             text.push_str(more);

@@ -25,6 +25,7 @@ mod error;
 pub mod events;
 pub mod facts;
 pub mod locks;
+pub mod log;
 pub mod migrations;
 pub mod peers;
 pub mod recovery;
@@ -32,6 +33,7 @@ pub mod requests;
 pub mod rooms;
 pub mod run;
 mod service;
+mod template;
 
 use tokio_util::sync::CancellationToken;
 

@@ -121,6 +121,11 @@ impl ImageStore {
         self.build_now(&recipe, progress)
     }
 
+    /// The image that was built of `template` and is here. Builds nothing and takes nothing over.
+    pub fn built(&self, template: &Template, dir: &Path) -> Result<Option<Digest>, StoreError> {
+        Ok(self.find(&Recipe::of(template, dir)?))
+    }
+
     /// The image of `template` made anew from what the archive holds today, whatever was built before. The
     /// one from before stays until it is removed.
     pub fn rebuild(
