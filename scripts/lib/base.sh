@@ -66,7 +66,7 @@ build_release() {
     return
   fi
   find_cargo || die "cargo is missing: run scripts/setup"
-  (cd "$GODWIT_TREE" && as_builder cargo build --release --locked --quiet)
+  (cd "$GODWIT_TREE" && as_builder cargo build --release --locked --quiet) || return 1
   GODWIT_BIN=${CARGO_TARGET_DIR:-$GODWIT_TREE/target}/release/godwit
   export GODWIT_BIN
 }
