@@ -18,9 +18,11 @@ mod error;
 mod image;
 mod precopy;
 mod restore;
+mod shim;
 
 pub use dump::{Held, Subject};
 pub use error::CheckpointError;
 pub use image::{ImageDirectory, for_each_chunk};
 pub use precopy::{Precopy, mapped_files};
 pub use restore::{Plan, restore};
+pub use shim::CriuRestorer;

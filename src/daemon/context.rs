@@ -11,6 +11,8 @@ use super::facts::{self, CriuFacts};
 use super::locks::Locks;
 use super::peers::advertised;
 use super::{Config, DaemonError, Events};
+use crate::cgroup::CgroupRoot;
+use crate::container::Host;
 use crate::criu::{Criu, CriuError};
 use crate::model::HostFacts;
 use crate::net::{Leases, Network, NetworkConfig};
@@ -31,6 +33,8 @@ pub struct Context {
     pub leases: Arc<Leases>,
     /// The images.
     pub images: Arc<ImageStore>,
+    /// The host, as its containers see it.
+    pub host: Host,
     /// The other hosts.
     pub peers: Arc<PeerBook>,
     /// Where to tell what happens.
@@ -53,12 +57,26 @@ impl Context {
         let peers = PeerBook::open(&book, identity, config.name.clone(), advertise)?;
         let (criu, criu_facts) = find_criu(&config);
         let facts = facts::gather(&config.name, criu_facts)?;
+        let (network, images) = (Arc::new(network), Arc::new(images));
+        let exe = std::env::current_exe().map_err(|source| DaemonError::Io {
+            what: "find the program of this process".to_owned(),
+            source,
+        })?;
+        let host = Host {
+            run_dir: config.run_dir.clone(),
+            state_dir: config.state_dir.clone(),
+            cgroups: CgroupRoot::find(&config.cgroup.parent)?,
+            network: Arc::clone(&network),
+            images: Arc::clone(&images),
+            exe,
+        };
         Ok(Self {
             facts,
             criu,
-            network: Arc::new(network),
+            host,
+            network,
             leases: Arc::new(leases),
-            images: Arc::new(images),
+            images,
             peers: Arc::new(peers),
             events: Events::new(),
             locks: Arc::default(),

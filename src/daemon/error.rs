@@ -6,6 +6,9 @@ use std::path::PathBuf;
 
 use super::config::ConfigError;
 use super::requests::Refusal;
+use crate::cgroup::CgroupError;
+use crate::container::ContainerError;
+use crate::migration::MigrationError;
 use crate::model::{MigrationId, Name};
 use crate::net::NetError;
 use crate::oci::OciError;
@@ -66,6 +69,41 @@ pub enum DaemonError {
         /// Its id.
         id: MigrationId,
     },
+    /// It has ended.
+    #[error("the migration {id} is over")]
+    MigrationOver {
+        /// Its id.
+        id: MigrationId,
+    },
+    /// It is handed over: this host cannot end it any more.
+    #[error("the migration {id} is handed over and cannot be cancelled")]
+    HandedOver {
+        /// Its id.
+        id: MigrationId,
+    },
+    /// It is not in doubt.
+    #[error("the migration {id} is not in doubt")]
+    NotInDoubt {
+        /// Its id.
+        id: MigrationId,
+    },
+    /// A destination does not decide.
+    #[error("the migration {id} is cancelled on its source, {source_host}")]
+    CancelAtSource {
+        /// Its id.
+        id: MigrationId,
+        /// The host to ask.
+        source_host: Name,
+    },
+    /// A migration could not be asked about.
+    #[error(transparent)]
+    Migration(#[from] MigrationError),
+    /// The cgroups of this host cannot be used.
+    #[error("the cgroups of this host cannot be used")]
+    Cgroup(#[from] CgroupError),
+    /// A container's room said no.
+    #[error(transparent)]
+    Container(#[from] ContainerError),
     /// There is no such peer.
     #[error("there is no peer {name}")]
     NoSuchPeer {
@@ -172,6 +210,16 @@ impl DaemonError {
             Self::NoSuchContainer { .. } => Class::new(Absent, "no-such-container"),
             Self::NameTaken { .. } => Class::new(Conflict, "name-in-use").field("name"),
             Self::NoSuchMigration { .. } => Class::new(Absent, "no-such-migration"),
+            Self::MigrationOver { .. } => Class::new(Conflict, "migration-over"),
+            Self::HandedOver { .. } => Class::new(Conflict, "handed-over"),
+            Self::NotInDoubt { .. } => Class::new(Conflict, "not-in-doubt"),
+            Self::CancelAtSource { .. } => Class::new(Conflict, "cancel-at-source"),
+            Self::Migration(_) => Class::new(Elsewhere, "migration"),
+            Self::Container(ContainerError::NotFound { .. }) => {
+                Class::new(Absent, "no-such-container")
+            }
+            Self::Cgroup(_) => Class::new(Failed, "cgroup"),
+            Self::Container(_) => Class::new(Failed, "container"),
             Self::NoSuchPeer { .. } => Class::new(Absent, "no-such-peer"),
             Self::Busy { .. } => Class::new(Conflict, "busy"),
             Self::Alone => Class::new(Unavailable, "no-peers"),
@@ -201,6 +249,15 @@ impl DaemonError {
             }
             Self::NoSuchMigration { .. } => {
                 "`godwit migrations list` shows those known here".to_owned()
+            }
+            Self::MigrationOver { id } | Self::NotInDoubt { id } => {
+                format!("`godwit migrations show {id}` tells how it ended")
+            }
+            Self::HandedOver { id } => format!(
+                "it ends when the two hosts speak, or with `godwit migrations resolve {id}`"
+            ),
+            Self::CancelAtSource { id, source_host } => {
+                format!("run `godwit migrations cancel {id}` on {source_host}")
             }
             Self::NoSuchPeer { .. } => {
                 "`godwit peer list` shows the peers; `godwit peer join` adds one".to_owned()

@@ -47,7 +47,7 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
 }
 
 async fn serve(context: Arc<Context>) -> Result<(), DaemonError> {
-    let daemon = Arc::new(assemble(&context));
+    let daemon = Arc::new(assemble(&context)?);
     recovery::recover(&context, &daemon).await?;
 
     let socket = context.config.socket();
@@ -82,20 +82,22 @@ async fn serve(context: Arc<Context>) -> Result<(), DaemonError> {
     Ok(())
 }
 
-fn assemble(context: &Arc<Context>) -> Daemon {
+fn assemble(context: &Arc<Context>) -> Result<Daemon, DaemonError> {
     let backend = Arc::new(Rooms::new(Arc::clone(context)));
     let locks = Arc::clone(&context.locks);
     let events = context.events.clone();
-    Daemon {
+    let containers = Containers::new(backend, locks, events.clone());
+    let migrations = Migrations::new(Arc::clone(context), containers.clone())?;
+    Ok(Daemon {
         facts: context.facts.clone(),
-        containers: Containers::new(backend, locks, events.clone()),
+        containers,
         outside: Some(Outside {
             peers: Peers::new(Arc::clone(&context.peers), events.clone()),
-            migrations: Arc::new(Migrations::new(Arc::clone(context))),
+            migrations: Arc::new(migrations),
         }),
         events,
         stopping: CancellationToken::new(),
-    }
+    })
 }
 
 /// One daemon per run directory. The lock ends with the process, however that ends.

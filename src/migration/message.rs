@@ -138,6 +138,8 @@ pub enum Fate {
 /// The container a source offers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Offer {
+    /// Which migration it is offered in.
+    pub migration: MigrationId,
     /// What it is.
     pub spec: ContainerSpec,
     /// Its generation now.
@@ -150,7 +152,7 @@ pub struct Offer {
     pub memory: Bytes,
     /// The size of its own files.
     pub files: Bytes,
-    /// The versions of Godwit's own protocol do not say how pages are framed; this does.
+    /// What the caller wishes.
     pub options: crate::model::MigrationOptions,
 }
 
@@ -163,8 +165,6 @@ pub struct Summary {
     pub pages: Pages,
     /// The inode numbers of the pipes that are its standard output and error, which CRIU's images name.
     pub stdio_inodes: [u64; 2],
-    /// The inode number of its network namespace, which CRIU's images name.
-    pub netns_inode: u64,
 }
 
 /// The newest version both windows hold.

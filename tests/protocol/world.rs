@@ -181,6 +181,7 @@ impl Movable for Container {
         self.0.inner.fails(Side::Source, Phase::Preflight)?;
         let generation = Generation(self.0.live()?.generation);
         Ok(Offer {
+            migration: MigrationId([7; 8]),
             spec: spec(),
             generation,
             created_at: 1,

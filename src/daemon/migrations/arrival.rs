@@ -1,0 +1,229 @@
+//! A container of another host on its way to this one: the rooms' side of [`Destination`] and of what follows.
+
+use std::fs;
+use std::sync::Arc;
+
+use nix::sys::statvfs::statvfs;
+
+use super::incoming::Incoming;
+use super::restored::RestoredArrival;
+use crate::checkpoint::ImageDirectory;
+use crate::container::{Record, place};
+use crate::daemon::{Context, facts};
+use crate::memory::{Decoder, PageStore, write_images};
+use crate::migration::codec::{Chunk, Frame, Kind};
+use crate::migration::preflight::{Coming, Here, preflight};
+use crate::migration::{Arriving, Cause, Destination, Offer, Summary};
+use crate::model::{Bytes, ContainerState, Finding, Name};
+use crate::rootfs::Staging;
+use crate::storage::Receiver;
+
+/// What CRIU's images may take, memory apart.
+const IMAGES: u64 = 1 << 30;
+/// What the page store may take beyond the memory that was announced: it grows while it is copied.
+const GROWTH: Bytes = Bytes(256 << 20);
+/// Threads that move pages from the store into CRIU's images.
+const THREADS: usize = 2;
+
+/// This host, for containers that come.
+pub struct Arrivals {
+    context: Arc<Context>,
+    source: Name,
+}
+
+impl Arrivals {
+    /// This host, for containers that come from `source`.
+    pub fn new(context: &Arc<Context>, source: &Name) -> Self {
+        Self {
+            context: Arc::clone(context),
+            source: source.clone(),
+        }
+    }
+}
+
+impl Destination for Arrivals {
+    type Arriving = Arrival;
+
+    fn findings(&self, offer: &Offer) -> Result<Vec<Finding>, Cause> {
+        let context = &self.context;
+        let spec = &offer.spec;
+        let mut here = context.facts.clone();
+        here.memory_available = facts::memory_available()?;
+        let holder = context
+            .leases
+            .list()
+            .into_iter()
+            .find(|entry| entry.lease.address == spec.lease.address && entry.name != spec.name);
+        let disk = statvfs(&context.config.state_dir)?;
+        let coming = Coming {
+            name: spec.name.as_str(),
+            address: spec.lease.address.to_string(),
+            facts: &offer.facts,
+            memory: offer.memory,
+            files: offer.files,
+        };
+        Ok(preflight(
+            &coming,
+            &Here {
+                facts: &here,
+                name_taken: Record::load(&context.host, &spec.name).is_ok(),
+                address_holder: holder.map(|entry| entry.name.to_string()),
+                address_fits: context.network.config().contains(spec.lease.address),
+                disk_available: Bytes(disk.blocks_available() * disk.fragment_size()),
+            },
+        ))
+    }
+
+    fn reserve(&self, offer: &Offer) -> Result<Arrival, Cause> {
+        let arrival = Arrival {
+            coming: Arc::new(Incoming {
+                context: Arc::clone(&self.context),
+                source: self.source.clone(),
+                id: offer.migration,
+                spec: offer.spec.clone(),
+                created_at: offer.created_at,
+                generation: offer.generation,
+            }),
+            image: None,
+            files: None,
+            pages: None,
+            images: None,
+        };
+        match arrival.make(offer) {
+            Ok(arrival) => Ok(arrival),
+            Err((coming, error)) => {
+                if let Err(undo) = coming.remove() {
+                    tracing::error!(container = %coming.spec.name, "a place for a container that did not come was not removed: {undo}");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A container of which parts are here.
+pub struct Arrival {
+    coming: Arc<Incoming>,
+    image: Option<(Staging, Receiver)>,
+    files: Option<Receiver>,
+    pages: Option<(PageStore, Decoder)>,
+    images: Option<ImageDirectory>,
+}
+
+impl Arrival {
+    fn make(mut self, offer: &Offer) -> Result<Self, (Arc<Incoming>, Cause)> {
+        match self.steps(offer) {
+            Ok(()) => Ok(self),
+            Err(error) => Err((self.coming, error)),
+        }
+    }
+
+    fn steps(&mut self, offer: &Offer) -> Result<(), Cause> {
+        let coming = Arc::clone(&self.coming);
+        let (context, spec) = (&coming.context, &coming.spec);
+        context.leases.adopt(&spec.name, &spec.lease)?;
+        place::reserve(&context.host, spec)?;
+        coming
+            .record(ContainerState::Arriving, coming.generation)
+            .save(&context.host)?;
+        fs::create_dir_all(coming.images())?;
+        let limit = Bytes(offer.memory.0 * 2) + GROWTH;
+        self.pages = Some((
+            PageStore::create(&coming.directory(), limit)?,
+            Decoder::new()?,
+        ));
+        self.images = Some(ImageDirectory::new(&coming.images(), IMAGES));
+        if !context.images.has(spec.image) && !context.images.fetch(spec.image)? {
+            let staging = context.images.stage()?;
+            let receiver = Receiver::new(staging.path())?;
+            self.image = Some((staging, receiver));
+        }
+        Ok(())
+    }
+
+    fn receive_files(&mut self, record: &[u8]) -> Result<(), Cause> {
+        if self.files.is_none() {
+            let upper = self.coming.context.host.upper(&self.coming.spec.name);
+            self.files = Some(Receiver::new(&upper)?);
+        }
+        self.files
+            .as_mut()
+            .map_or(Ok(()), |files| files.apply(record))?;
+        Ok(())
+    }
+
+    /// Everything is here: makes images CRIU can read of it.
+    fn complete(&mut self, summary: &Summary) -> Result<(), Cause> {
+        let images = self.images.as_ref().ok_or("the images are lost")?;
+        images.verify(&summary.images)?;
+        let (store, _) = self.pages.take().ok_or("the page store is lost")?;
+        let complete = store.verify()?;
+        if complete.pages != summary.pages {
+            let (here, there) = (complete.pages, summary.pages);
+            return Err(format!("{here} pages are listed here and {there} on the source").into());
+        }
+        write_images(complete, images.path(), THREADS)?;
+        place::mount_root(&self.coming.context.host, &self.coming.spec)?;
+        Ok(())
+    }
+}
+
+impl Arriving for Arrival {
+    type Restored = RestoredArrival;
+
+    fn needs_image(&self) -> bool {
+        self.image.is_some()
+    }
+
+    fn take(&mut self, frame: Frame) -> Result<(), Cause> {
+        match frame.kind {
+            Kind::Image => {
+                let (_, receiver) = self.image.as_mut().ok_or("the image is here already")?;
+                receiver.apply(&frame.payload)?;
+            }
+            Kind::Storage => self.receive_files(&frame.payload)?,
+            Kind::Pages => {
+                let (store, decoder) = self.pages.as_mut().ok_or("the page store is lost")?;
+                store.apply(&decoder.decode(&frame.payload)?)?;
+            }
+            Kind::Dump => {
+                let images = self.images.as_mut().ok_or("the images are lost")?;
+                let chunk = Chunk::decode(&frame.payload)?;
+                images.write(chunk.name, chunk.offset, chunk.bytes)?;
+            }
+            Kind::Control => return Err("a control message is no data".into()),
+        }
+        Ok(())
+    }
+
+    fn image_end(&mut self) -> Result<(), Cause> {
+        let (staging, receiver) = self.image.take().ok_or("no image was asked for")?;
+        receiver.finish()?;
+        staging.commit(self.coming.spec.image)?;
+        Ok(())
+    }
+
+    fn files_end(&mut self) -> Result<(), Cause> {
+        // A pass without a single record changes nothing.
+        if let Some(files) = self.files.take() {
+            files.finish()?;
+        }
+        Ok(())
+    }
+
+    fn restore(mut self, summary: &Summary) -> Result<RestoredArrival, Cause> {
+        let restored = self
+            .complete(summary)
+            .and_then(|()| RestoredArrival::restore(&self.coming, summary));
+        restored.or_else(|error| {
+            if let Err(undo) = self.coming.remove() {
+                tracing::error!(container = %self.coming.spec.name, "a container that was not restored was not removed: {undo}");
+            }
+            Err(error)
+        })
+    }
+
+    fn discard(self) -> Result<(), Cause> {
+        self.coming.remove()
+    }
+}

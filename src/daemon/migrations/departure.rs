@@ -1,0 +1,388 @@
+//! A container of this host on its way to another: the rooms' side of [`Movable`] and of what follows it.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::checkpoint::{Held as HeldDump, Precopy, Subject, for_each_chunk, mapped_files};
+use crate::container::shim::Client;
+use crate::container::{Record, place};
+use crate::daemon::Context;
+use crate::migration::codec::{Chunk, Kind};
+use crate::migration::{Cause, HandedOver, Held, Movable, Offer, Outbox, RoundStats, Summary};
+use crate::model::{
+    Bytes, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Rate,
+};
+use crate::storage::{Snapshot, send_all, send_changes, tree_bytes};
+
+use super::remains;
+
+/// The zstd level of pages: the fastest, so that a fast link is used.
+const LEVEL: i32 = 1;
+/// How long a container may take to stand still.
+const FREEZE_WITHIN: Duration = Duration::from_secs(5);
+/// How long CRIU may hold tasks after its client has gone.
+const LET_GO_WITHIN: Duration = Duration::from_secs(20);
+/// The blackout of an empty container, as measured with these namespaces.
+const FIXED: Duration = Duration::from_millis(150);
+/// How fast CRIU reads memory out of and into frozen tasks, roughly.
+const CRIU_RATE: Rate = Rate(600 << 20);
+
+/// A running container that may leave.
+pub struct Departure {
+    parts: Parts,
+    precopy: Precopy,
+    snapshot: Option<Snapshot>,
+}
+
+/// What is known of a container that leaves, whatever has become of it.
+#[derive(Clone)]
+struct Parts {
+    context: Arc<Context>,
+    id: MigrationId,
+    to: Name,
+    record: Record,
+    pid: i32,
+}
+
+impl Departure {
+    /// The container of this record, which runs.
+    pub fn new(
+        context: &Arc<Context>,
+        id: MigrationId,
+        to: &Name,
+        record: Record,
+        pid: i32,
+    ) -> Self {
+        let cgroup = context.host.cgroup(&record.spec.name);
+        let context = Arc::clone(context);
+        let to = to.clone();
+        Self {
+            parts: Parts {
+                context,
+                id,
+                to,
+                record,
+                pid,
+            },
+            precopy: Precopy::new(cgroup),
+            snapshot: None,
+        }
+    }
+}
+
+impl Parts {
+    fn name(&self) -> &Name {
+        &self.record.spec.name
+    }
+
+    fn directory(&self) -> PathBuf {
+        remains::directory(&self.context, self.id)
+    }
+
+    fn memory(&self) -> Result<Bytes, Cause> {
+        let procs = self.context.host.cgroup(self.name()).procs()?;
+        Ok(procs.into_iter().filter_map(resident).sum())
+    }
+
+    /// It runs here: gate open, tasks thawed, nothing of the migration left. Idempotent.
+    fn go_on(&self) -> Result<(), Cause> {
+        let host = &self.context.host;
+        let cgroup = host.cgroup(self.name());
+        remains::wait_until_untraced(&cgroup, LET_GO_WITHIN);
+        // The gate first: what arrives before the tasks run waits in their sockets.
+        let attached = host.network.attach(self.name());
+        let thawed = cgroup.thaw();
+        let announced = host
+            .network
+            .announce(&self.record.spec.lease, &host.netns(self.name()));
+        let cleared = remains::remove_directory(&self.directory());
+        let mut record = Record::load(host, self.name())?;
+        record.state = ContainerState::Running;
+        record.migration = None;
+        record.save(host)?;
+        thawed?;
+        attached?;
+        announced?;
+        cleared?;
+        Ok(())
+    }
+
+    fn frozen(self, dump: Option<HeldDump>) -> HeldDeparture {
+        HeldDeparture(Some(Frozen {
+            parts: self,
+            snapshot: None,
+            precopy: None,
+            dump,
+        }))
+    }
+}
+
+impl Movable for Departure {
+    type Held = HeldDeparture;
+
+    fn offer(&mut self) -> Result<Offer, Cause> {
+        let host = &self.parts.context.host;
+        Ok(Offer {
+            migration: self.parts.id,
+            spec: self.parts.record.spec.clone(),
+            generation: self.parts.record.generation,
+            created_at: self.parts.record.created_at,
+            facts: self.parts.context.facts.clone(),
+            memory: self.parts.memory()?,
+            files: tree_bytes(&host.upper(self.parts.name()))?,
+            options: MigrationOptions::default(),
+        })
+    }
+
+    fn findings(&mut self) -> Result<Vec<Finding>, Cause> {
+        let cgroup = self.parts.context.host.cgroup(self.parts.name());
+        let mut findings = super::obstacle::find(&cgroup.procs()?, self.parts.pid);
+        if self.parts.context.criu.is_none() {
+            let why = self
+                .parts
+                .context
+                .facts
+                .criu_problem
+                .as_deref()
+                .unwrap_or("it was not found");
+            let text = format!("CRIU cannot be used on this host: {why}; run scripts/setup");
+            findings.push(Finding::blocking("criu-incompatible", text));
+        }
+        Ok(findings)
+    }
+
+    fn send_image(&mut self, outbox: &Outbox) -> Result<(), Cause> {
+        let lower = self
+            .parts
+            .context
+            .images
+            .lower(self.parts.record.spec.image);
+        send_all(&lower, &mut |record| into(outbox, Kind::Image, record))?;
+        Ok(())
+    }
+
+    fn send_files(&mut self, outbox: &Outbox) -> Result<(), Cause> {
+        let upper = self.parts.context.host.upper(self.parts.name());
+        let (snapshot, _) = send_all(&upper, &mut |record| into(outbox, Kind::Storage, record))?;
+        self.snapshot = Some(snapshot);
+        Ok(())
+    }
+
+    fn can_precopy(&self) -> bool {
+        true
+    }
+
+    fn round(&mut self, _: u32, outbox: &Outbox) -> Result<RoundStats, Cause> {
+        let round = self
+            .precopy
+            .round(LEVEL, &mut |frame| into(outbox, Kind::Pages, frame))?;
+        Ok(RoundStats {
+            scanned: round.scanned,
+            sent: round.changed,
+        })
+    }
+
+    fn fixed_blackout(&self) -> Duration {
+        // CRIU reads all memory while the tasks are frozen, and all of it again when it restores them.
+        let memory = self.parts.memory().unwrap_or_default();
+        FIXED + CRIU_RATE.time_for(memory).unwrap_or_default() * 2
+    }
+
+    fn freeze(self) -> Result<HeldDeparture, Cause> {
+        let host = &self.parts.context.host;
+        let name = self.parts.name();
+        host.network.detach(name)?;
+        if let Err(error) = host.cgroup(name).freeze(FREEZE_WITHIN) {
+            self.parts.go_on()?;
+            return Err(error.into());
+        }
+        let Self {
+            parts,
+            precopy,
+            snapshot,
+        } = self;
+        let (precopy, dump) = (Some(precopy), None);
+        Ok(HeldDeparture(Some(Frozen {
+            parts,
+            snapshot,
+            precopy,
+            dump,
+        })))
+    }
+}
+
+struct Frozen {
+    parts: Parts,
+    snapshot: Option<Snapshot>,
+    precopy: Option<Precopy>,
+    dump: Option<HeldDump>,
+}
+
+/// A container that is frozen, its gate closed. Dropping it resumes it.
+pub struct HeldDeparture(Option<Frozen>);
+
+impl HeldDeparture {
+    /// What a daemon before this one may have left of a container that was leaving.
+    pub fn after_restart(
+        context: &Arc<Context>,
+        id: MigrationId,
+        to: &Name,
+        record: Record,
+    ) -> Self {
+        let (context, to) = (Arc::clone(context), to.clone());
+        Parts {
+            context,
+            id,
+            to,
+            record,
+            pid: 0,
+        }
+        .frozen(None)
+    }
+
+    fn frozen(&mut self) -> &mut Frozen {
+        self.0
+            .as_mut()
+            .expect("held until it is resumed or handed over")
+    }
+}
+
+impl Frozen {
+    fn resume(self) -> Result<(), Cause> {
+        if let Some(dump) = self.dump {
+            dump.release();
+        }
+        self.parts.go_on()
+    }
+}
+
+impl Held for HeldDeparture {
+    type HandedOver = HandedOverDeparture;
+
+    fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
+        let frozen = self.frozen();
+        let parts = &frozen.parts;
+        let context = &parts.context;
+        let criu = context
+            .criu
+            .as_ref()
+            .ok_or("CRIU cannot be used on this host")?;
+        let images = parts.directory().join("images");
+        fs::create_dir_all(&images)?;
+        let subject = Subject {
+            pid: parts.pid,
+            cgroup: context.host.cgroup(parts.name()),
+            images: images.clone(),
+            netns_inode: fs::metadata(context.host.netns(parts.name()))?.ino(),
+        };
+        let stdio_inodes = stdio_inodes(&context.host.run(parts.name()))?;
+        let precopy = frozen
+            .precopy
+            .as_ref()
+            .ok_or("the rounds of this migration are lost")?;
+        let mut out = |frame| into(outbox, Kind::Pages, frame);
+        let dump = HeldDump::dump(criu, &subject, precopy.sent(), LEVEL, &mut out)?;
+        let pages = dump.pages;
+        frozen.dump = Some(dump);
+        let images = for_each_chunk(&images, &mut |name, offset, bytes| {
+            into(
+                outbox,
+                Kind::Dump,
+                Chunk {
+                    name,
+                    offset,
+                    bytes,
+                }
+                .encode(),
+            )
+        })?;
+        Ok(Summary {
+            images,
+            pages,
+            stdio_inodes,
+        })
+    }
+
+    fn send_changes(&mut self, outbox: &Outbox) -> Result<(), Cause> {
+        let frozen = self.frozen();
+        let parts = &frozen.parts;
+        let snapshot = frozen
+            .snapshot
+            .as_ref()
+            .ok_or("the first pass of files is lost")?;
+        let suspects = mapped_files(&parts.context.host.cgroup(parts.name()))?;
+        let upper = parts.context.host.upper(parts.name());
+        let mut sink = |record| into(outbox, Kind::Storage, record);
+        send_changes(&upper, snapshot, &suspects, &mut sink)?;
+        Ok(())
+    }
+
+    fn resume(mut self) -> Result<(), Cause> {
+        self.0.take().map_or(Ok(()), Frozen::resume)
+    }
+
+    fn hand_over(mut self) -> HandedOverDeparture {
+        HandedOverDeparture(
+            self.0
+                .take()
+                .expect("held until it is resumed or handed over"),
+        )
+    }
+}
+
+impl Drop for HeldDeparture {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(Frozen::resume) {
+            tracing::error!(%error, "a frozen container could not be resumed");
+        }
+    }
+}
+
+/// The frozen copy of a container that was handed over.
+pub struct HandedOverDeparture(Frozen);
+
+impl HandedOver for HandedOverDeparture {
+    fn settle(self) -> Result<(), Cause> {
+        let Frozen { parts, dump, .. } = self.0;
+        if let Some(Err(error)) = dump.map(HeldDump::kill) {
+            // A CRIU that was killed kills nobody; the cgroup's removal does.
+            tracing::warn!(container = %parts.name(), "CRIU did not kill the copy that was handed over: {error}");
+        }
+        place::remove(&parts.context.host, parts.name())?;
+        parts.context.leases.moved_away(parts.name(), &parts.to)?;
+        remains::remove_directory(&parts.directory())?;
+        Ok(())
+    }
+
+    fn take_back(self) -> Result<(), Cause> {
+        self.0.resume()
+    }
+}
+
+fn into(outbox: &Outbox, kind: Kind, payload: Vec<u8>) -> io::Result<()> {
+    outbox.send(kind, payload).map_err(io::Error::other)
+}
+
+/// The inode numbers of the pipes of a container's output, as its shim knows them.
+fn stdio_inodes(run: &Path) -> Result<[u64; 2], Cause> {
+    let pipes = Client::connect(run)?.pipes()?;
+    let inode = |at: usize| -> Result<u64, Cause> {
+        let pipe = pipes
+            .get(at)
+            .ok_or("the shim has lost the container's output")?;
+        Ok(fs::metadata(format!("/proc/self/fd/{}", pipe.as_raw_fd()))?.ino())
+    };
+    Ok([inode(0)?, inode(1)?])
+}
+
+/// The resident memory of a process (`statm`, proc_pid_statm(5)); none when it is gone.
+fn resident(pid: i32) -> Option<Bytes> {
+    let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages = text.split_whitespace().nth(1)?.parse().ok()?;
+    Some(Pages(pages).bytes())
+}

@@ -1,0 +1,394 @@
+//! The migrations this host takes part in: begun here, served here, taken up again after a restart.
+//!
+//! **Invariant:** a container's lock is held only while its state changes. In the states `migrating`,
+//! `arriving` and `in-doubt` the requests that would disturb it are refused (see [`super::requests`]).
+
+mod arrival;
+mod board;
+mod departure;
+mod failpoint;
+mod incoming;
+mod obstacle;
+mod recover;
+mod remains;
+mod restored;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio_util::sync::CancellationToken;
+
+use self::arrival::Arrivals;
+use self::board::Board;
+use self::departure::Departure;
+use super::containers::blocking;
+use super::{Containers, Context, DaemonError};
+use crate::api::types::MigrationStatus;
+use crate::container::{self, Record};
+use crate::migration::conclude::{self, Dial, DialFuture, World};
+use crate::migration::destination::{self, Served};
+use crate::migration::journal::Directory;
+use crate::migration::message::Purpose;
+use crate::migration::source::{self, Ended, Services};
+use crate::migration::{Duplex, Entry, Hook, JournalState, Link};
+use crate::model::{
+    ContainerState, EventKind, Finding, MigrationId, MigrationOptions, Name, Outcome, Progress,
+    Side,
+};
+use crate::peer::{PeerBook, PeerStream, dial};
+
+/// Between two questions of a host in doubt.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a stranger may take to say what it wants.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// The migrations this host takes part in.
+pub struct Migrations {
+    context: Arc<Context>,
+    containers: Containers,
+    board: Arc<Board>,
+    world: World,
+    journal: Arc<Directory>,
+    hook: Arc<dyn Hook>,
+}
+
+struct Peers(Arc<PeerBook>);
+
+impl Dial for Peers {
+    fn dial<'a>(&'a self, peer: &'a Name) -> DialFuture<'a> {
+        Box::pin(async move {
+            let stream = dial(&self.0, peer).await.map_err(io::Error::other)?;
+            Ok(Box::new(stream) as Box<dyn Duplex>)
+        })
+    }
+}
+
+impl Migrations {
+    /// The migrations of a host, with those its journal remembers.
+    pub fn new(context: Arc<Context>, containers: Containers) -> Result<Self, DaemonError> {
+        let directory = context.config.state_dir.join("migrations");
+        let journal = Directory::open(&directory).map_err(|source| DaemonError::Io {
+            what: format!("open the journal of migrations {}", directory.display()),
+            source,
+        })?;
+        let journal = Arc::new(journal);
+        let board = Arc::new(Board::new(
+            context.config.name.clone(),
+            Arc::clone(&journal),
+        ));
+        let dial = Arc::new(Peers(Arc::clone(&context.peers)));
+        let hook = failpoint::hook(context.config.run_dir.clone());
+        let world = World {
+            dial,
+            journal: journal.clone(),
+            pause: PAUSE,
+        };
+        Ok(Self {
+            context,
+            containers,
+            board,
+            world,
+            journal,
+            hook,
+        })
+    }
+
+    /// Begins to move a container to another host.
+    ///
+    /// # Errors
+    /// When the host is not a peer that answers, or the container's state does not allow it.
+    pub async fn start(
+        self: &Arc<Self>,
+        name: &Name,
+        to: &Name,
+        options: MigrationOptions,
+    ) -> Result<MigrationId, DaemonError> {
+        let stream = self.reach(to).await?;
+        let id = MigrationId(rand::random());
+        let (record, pid) = self.claim(name, id).await?;
+        let entry = Entry {
+            id,
+            container: name.clone(),
+            side: Side::Source,
+            peer: to.clone(),
+            generation: record.generation.next(),
+            started_at: now(),
+            state: JournalState::Began,
+            report: None,
+        };
+        let cancel = CancellationToken::new();
+        self.board.begin(&entry, cancel.clone());
+        self.context
+            .events
+            .container(name, ContainerState::Migrating);
+        let job = source::Job {
+            container: Departure::new(&self.context, id, to, record, pid),
+            host: self.context.config.name.clone(),
+            link: Link::new(stream, cancel.clone()),
+            services: self.services(&entry, options, cancel),
+            entry,
+        };
+        let this = Arc::clone(self);
+        tokio::spawn(async move { this.leave(job).await });
+        Ok(id)
+    }
+
+    /// Says what would prevent it.
+    ///
+    /// # Errors
+    /// When one of the hosts cannot be asked.
+    pub async fn dry_run(&self, name: &Name, to: &Name) -> Result<Vec<Finding>, DaemonError> {
+        let stream = self.reach(to).await?;
+        let id = MigrationId(rand::random());
+        let (record, pid) = self.running(name).await?;
+        let departure = Departure::new(&self.context, id, to, record, pid);
+        let link = Link::new(stream, CancellationToken::new());
+        Ok(source::dry_run(id, departure, link).await?)
+    }
+
+    /// Asks a migration to end with the container where it was.
+    ///
+    /// # Errors
+    /// When it is not under way here, or is handed over already.
+    pub fn cancel(&self, id: MigrationId) -> Result<(), DaemonError> {
+        self.board.cancel(id)
+    }
+
+    /// All that are known.
+    pub fn list(&self) -> Vec<MigrationStatus> {
+        self.board.list()
+    }
+
+    /// One of them.
+    pub fn get(&self, id: MigrationId) -> Option<MigrationStatus> {
+        self.board.get(id)
+    }
+
+    /// Decides one that is in doubt, and waits until that is carried out.
+    ///
+    /// # Errors
+    /// When it is not in doubt.
+    pub async fn resolve(&self, id: MigrationId, keep: Side) -> Result<(), DaemonError> {
+        let decisions = self.board.decisions(id)?;
+        // It may have been settled by the two hosts at this very moment.
+        decisions
+            .send(keep)
+            .await
+            .map_err(|_| DaemonError::NotInDoubt { id })?;
+        decisions.closed().await;
+        Ok(())
+    }
+
+    /// Asks every migration that is not handed over to end: the daemon is about to.
+    pub fn stop(&self) {
+        self.board.cancel_all();
+    }
+
+    /// A peer has connected: serves what it wants.
+    pub async fn serve_incoming(self: &Arc<Self>, peer: Name, stream: PeerStream) {
+        let mut link = Link::new(stream, CancellationToken::new());
+        let greeting = match tokio::time::timeout(GREETING, destination::greet(&mut link)).await {
+            Ok(Ok(greeting)) => greeting,
+            Ok(Err(error)) => {
+                tracing::warn!(%peer, "a peer was not understood: {}", error.chain());
+                return link.close().await;
+            }
+            Err(_) => return link.close().await,
+        };
+        let (id, purpose) = (greeting.migration, greeting.purpose);
+        if !matches!(purpose, Purpose::Migrate | Purpose::DryRun) {
+            let journal = self.journal.as_ref();
+            if let Err(error) = conclude::answer(link, &peer, id, purpose, journal).await {
+                tracing::debug!(%peer, "a question was not answered: {}", error.chain());
+            }
+            return;
+        }
+        let job = destination::Job {
+            greeting,
+            source: peer.clone(),
+            host: Arc::new(Arrivals::new(&self.context, &peer)),
+            link,
+            world: self.world.clone(),
+            hook: Arc::clone(&self.hook),
+            now: now(),
+        };
+        match destination::serve(job).await {
+            Served::Nothing => {}
+            Served::Over(entry) => self.arrived(&entry),
+            Served::InDoubt(entry, restored) => {
+                self.board.begin(&entry, CancellationToken::new());
+                let mut decisions = self.board.doubt(entry.id, None);
+                self.mark(&entry.container, ContainerState::InDoubt).await;
+                let ended =
+                    conclude::destination(entry.clone(), restored, &self.world, &mut decisions)
+                        .await;
+                self.concluded(&entry, ended);
+            }
+        }
+    }
+
+    /// Runs a migration to its end, however long that takes.
+    async fn leave(self: Arc<Self>, job: source::Job<Departure>) {
+        let name = job.entry.container.clone();
+        let Ended {
+            report,
+            entry,
+            in_doubt,
+        } = source::run(job).await;
+        if let Some(handed) = in_doubt {
+            let mut decisions = self.board.doubt(entry.id, Some(report.clone()));
+            self.mark(&name, ContainerState::InDoubt).await;
+            self.context
+                .events
+                .emit(EventKind::MigrationEnded { report });
+            let ended = conclude::source(entry.clone(), handed, &self.world, &mut decisions).await;
+            return self.concluded(&entry, ended);
+        }
+        self.board.end(entry.id);
+        match report.outcome {
+            Outcome::Moved => self.context.events.emit(EventKind::Removed { name }),
+            _ => self.stayed(&name).await,
+        }
+        self.context
+            .events
+            .emit(EventKind::MigrationEnded { report });
+        if let Err(error) = self.journal.prune() {
+            tracing::warn!("old migrations were not forgotten: {error}");
+        }
+    }
+
+    /// A container that arrived, or did not.
+    fn arrived(&self, entry: &Entry) {
+        if entry.state == JournalState::Moved {
+            self.containers.watch(entry.container.clone());
+        }
+    }
+
+    /// A migration that was in doubt is not any more.
+    fn concluded(&self, before: &Entry, ended: Result<Entry, crate::migration::MigrationError>) {
+        self.board.end(before.id);
+        let entry = match ended {
+            Ok(entry) => entry,
+            Err(error) => {
+                tracing::error!(migration = %before.id, "a migration in doubt ended badly: {}", error.chain());
+                return;
+            }
+        };
+        tracing::info!(migration = %entry.id, state = ?entry.state, "a migration in doubt is settled");
+        let name = entry.container.clone();
+        let here = (entry.side == Side::Source) == (entry.state == JournalState::StayedHere);
+        if here {
+            self.context
+                .events
+                .container(&name, ContainerState::Running);
+            self.containers.watch(name);
+        } else {
+            self.context.events.emit(EventKind::Removed { name });
+        }
+        if let Some(report) = entry.report {
+            self.context
+                .events
+                .emit(EventKind::MigrationEnded { report });
+        }
+    }
+
+    /// The container runs here as before, or has ended meanwhile by itself.
+    async fn stayed(&self, name: &Name) {
+        self.mark(name, ContainerState::Running).await;
+        self.context.events.container(name, ContainerState::Running);
+        self.containers.watch(name.clone());
+    }
+
+    /// Takes a container that runs into a migration.
+    async fn claim(&self, name: &Name, id: MigrationId) -> Result<(Record, i32), DaemonError> {
+        let locked = self.context.locks.lock(name).await?;
+        let (mut record, pid) = self.running(name).await?;
+        let context = Arc::clone(&self.context);
+        let kept = blocking(name.as_str(), move || {
+            let _locked = locked;
+            record.state = ContainerState::Migrating;
+            record.migration = Some(id);
+            record.save(&context.host)?;
+            Ok(record)
+        })
+        .await?;
+        Ok((kept, pid))
+    }
+
+    async fn running(&self, name: &Name) -> Result<(Record, i32), DaemonError> {
+        self.containers.may_migrate(name).await?;
+        let (context, name) = (Arc::clone(&self.context), name.clone());
+        let asked = name.clone();
+        blocking(asked.as_str(), move || {
+            let record = Record::load(&context.host, &name)?;
+            let pid = container::status(&context.host, &name)?.pid;
+            let pid = pid.ok_or(DaemonError::NoSuchContainer { name })?;
+            Ok((record, pid))
+        })
+        .await
+    }
+
+    /// Writes a container's state down. A failure is logged: the journal of migrations is what counts.
+    async fn mark(&self, name: &Name, state: ContainerState) {
+        let (context, name) = (Arc::clone(&self.context), name.clone());
+        let asked = name.clone();
+        let marked = blocking(asked.as_str(), move || {
+            let mut record = Record::load(&context.host, &name)?;
+            if state == ContainerState::Running {
+                record.migration = None;
+            }
+            record.state = state;
+            Ok(record.save(&context.host)?)
+        });
+        if let Err(error) = marked.await {
+            tracing::warn!(container = %asked, "its state was not recorded: {}", error.chain());
+        }
+    }
+
+    async fn reach(&self, to: &Name) -> Result<PeerStream, DaemonError> {
+        if *to == self.context.config.name {
+            return Err(DaemonError::Field {
+                field: "to",
+                problem: format!("{to} is this host"),
+                remedy: "name another host; `godwit peer list` shows them".to_owned(),
+            });
+        }
+        Ok(dial(&self.context.peers, to).await?)
+    }
+
+    fn services(
+        &self,
+        entry: &Entry,
+        options: MigrationOptions,
+        cancel: CancellationToken,
+    ) -> Services {
+        let (board, events) = (Arc::clone(&self.board), self.context.events.clone());
+        let (id, container) = (entry.id, entry.container.clone());
+        let observer = move |progress: Progress| {
+            board.progress(id, &progress);
+            let (container, side) = (container.clone(), Side::Source);
+            events.emit(EventKind::Migration {
+                id,
+                container,
+                side,
+                progress,
+            });
+        };
+        Services {
+            options,
+            cancel,
+            journal: self.journal.clone(),
+            observer: Arc::new(observer),
+            hook: Arc::clone(&self.hook),
+        }
+    }
+}
+
+/// Seconds since the epoch.
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}

@@ -1,0 +1,93 @@
+//! What a daemon that starts finds in its journal, and takes up again.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::departure::HeldDeparture;
+use super::restored::RestoredArrival;
+use super::{Migrations, remains};
+use crate::container::{ContainerError, Record};
+use crate::migration::{Entry, Journal, JournalState, MigrationError, conclude};
+use crate::model::{ContainerState, Phase, Side};
+
+impl Migrations {
+    /// Ends what can be ended at once, and goes on asking, in the background, about what is in doubt.
+    pub async fn recover(self: &Arc<Self>) {
+        let entries = self.journal.all().unwrap_or_else(|error| {
+            tracing::error!("the journal of migrations cannot be read: {error}");
+            Vec::new()
+        });
+        for entry in entries.into_iter().filter(|entry| !entry.state.is_final()) {
+            tracing::warn!(migration = %entry.id, container = %entry.container, side = ?entry.side, state = ?entry.state, "taking up a migration again");
+            self.board.begin(&entry, CancellationToken::new());
+            let this = Arc::clone(self);
+            let open = matches!(
+                entry.state,
+                JournalState::HandedOver | JournalState::Ready | JournalState::Accepted
+            );
+            let task = tokio::spawn(async move { this.take_up(entry).await });
+            // What needs nobody else's word is done before the first request is taken.
+            if !open && task.await.is_err() {
+                tracing::error!("a defect stopped the recovery of a migration");
+            }
+        }
+    }
+
+    async fn take_up(self: Arc<Self>, entry: Entry) {
+        let record = match Record::load(&self.context.host, &entry.container) {
+            Ok(record) => record,
+            // Gone: it was removed before the journal said so.
+            Err(ContainerError::NotFound { .. }) => return self.forget(&entry),
+            Err(error) => {
+                tracing::error!(container = %entry.container, "its record cannot be read: {error}");
+                return;
+            }
+        };
+        let mut decisions = self.board.doubt(entry.id, entry.report.clone());
+        if matches!(entry.state, JournalState::HandedOver | JournalState::Ready) {
+            self.mark(&entry.container, ContainerState::InDoubt).await;
+        }
+        let ended = match entry.side {
+            Side::Source => {
+                let held =
+                    HeldDeparture::after_restart(&self.context, entry.id, &entry.peer, record);
+                conclude::source_after_restart(entry.clone(), held, &self.world, &mut decisions)
+                    .await
+            }
+            Side::Destination => {
+                let restored =
+                    RestoredArrival::after_restart(&self.context, entry.id, &entry.peer, record);
+                match restored {
+                    Ok(restored) => {
+                        let (world, entry) = (&self.world, entry.clone());
+                        conclude::destination_after_restart(entry, restored, world, &mut decisions)
+                            .await
+                    }
+                    Err(error) => Err(MigrationError::local(Phase::Restore, error)),
+                }
+            }
+        };
+        self.concluded(&entry, ended);
+    }
+
+    /// The container's record is gone, which is the last thing that goes: it is over.
+    fn forget(&self, entry: &Entry) {
+        let state = match (entry.side, entry.state) {
+            (Side::Source, JournalState::HandedOver) => JournalState::Moved,
+            _ => JournalState::StayedHere,
+        };
+        let ended = Entry {
+            state,
+            ..entry.clone()
+        };
+        if let Err(error) = self.journal.write(&ended) {
+            tracing::error!(migration = %entry.id, "its end was not journalled: {error}");
+        }
+        let directory = remains::directory(&self.context, entry.id);
+        if let Err(error) = remains::remove_directory(&directory) {
+            tracing::error!(migration = %entry.id, "its images were not removed: {error}");
+        }
+        self.board.end(entry.id);
+    }
+}

@@ -1,0 +1,69 @@
+//! What a migration leaves lying about while it lasts, and how it is taken away.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::cgroup::Cgroup;
+use crate::daemon::Context;
+use crate::model::MigrationId;
+
+/// The directory of a migration's images and pages, on a tmpfs.
+pub fn directory(context: &Context, id: MigrationId) -> PathBuf {
+    context
+        .config
+        .run_dir
+        .join("migrations")
+        .join(id.to_string())
+}
+
+/// Removes a directory; one that is not there is no failure.
+pub fn remove_directory(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Waits until no process of a cgroup is held by a tracer: a CRIU that has lost its client lets go at its next
+/// step, and one that was killed has let go already.
+pub fn wait_until_untraced(cgroup: &Cgroup, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    while cgroup
+        .procs()
+        .unwrap_or_default()
+        .into_iter()
+        .any(is_traced)
+    {
+        if Instant::now() > deadline {
+            tracing::warn!(cgroup = %cgroup.path().display(), "its tasks are still held by a tracer");
+            return;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until no CRIU is left in a cgroup it restores into.
+pub fn wait_until_criu_has_left(cgroup: &Cgroup, patience: Duration) {
+    let deadline = Instant::now() + patience;
+    let is_criu = |pid: i32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        // A dead one that nobody has reaped yet does nothing any more.
+        let dead = fs::read_link(format!("/proc/{pid}/exe")).is_err();
+        name.is_ok_and(|name| name.trim() == "criu") && !dead
+    };
+    while cgroup.procs().unwrap_or_default().into_iter().any(is_criu) && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether somebody traces a process (`TracerPid`, proc_pid_status(5)).
+fn is_traced(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = status
+        .lines()
+        .find_map(|line| line.strip_prefix("TracerPid:"));
+    tracer.is_some_and(|tracer| tracer.trim() != "0")
+}

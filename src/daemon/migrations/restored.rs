@@ -1,0 +1,184 @@
+//! A container that is restored here and held, until the source's word lets it run or undoes it.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::incoming::Incoming;
+use super::remains;
+use crate::container::shim::{Client, RestoreRequest, ShimError, ShimState};
+use crate::container::{Record, create};
+use crate::daemon::Context;
+use crate::migration::{Cause, Restored, RunError, Summary};
+use crate::model::{ContainerState, Generation, MigrationId, Name};
+
+/// How long it may take to see what became of a container whose shim died.
+const SETTLES_WITHIN: Duration = Duration::from_secs(10);
+/// How often a container that died before it ran is restored.
+const TRIES: u32 = 3;
+
+fn request(coming: &Incoming, summary: &Summary) -> Result<RestoreRequest, Cause> {
+    let host = &coming.context.host;
+    let name = &coming.spec.name;
+    let criu = coming
+        .context
+        .criu
+        .as_ref()
+        .ok_or("CRIU cannot be used on this host")?;
+    Ok(RestoreRequest {
+        images: coming.images(),
+        root: host.rootfs(name),
+        netns: host.netns(name),
+        cgroup: host.cgroup(name).path().to_owned(),
+        criu: criu.program().to_owned(),
+        stdio_inodes: summary.stdio_inodes,
+        log: coming.images().join("restore.log"),
+        extra: serde_json::json!({ "criu_version": criu.version() }),
+    })
+}
+
+/// A container that is restored here and held by its shim.
+pub struct RestoredArrival {
+    coming: Arc<Incoming>,
+    request: RestoreRequest,
+    shim: Option<Client>,
+}
+
+impl RestoredArrival {
+    /// Restores a container of which everything is here. What a failure leaves goes with the place.
+    pub fn restore(coming: &Arc<Incoming>, summary: &Summary) -> Result<Self, Cause> {
+        let request = request(coming, summary)?;
+        let coming = Arc::clone(coming);
+        let mut restored = Self {
+            coming,
+            request,
+            shim: None,
+        };
+        restored.hold()?;
+        Ok(restored)
+    }
+
+    /// What a daemon before this one may have left of a container that was coming. None when its record is
+    /// gone, and so everything else.
+    pub fn after_restart(
+        context: &Arc<Context>,
+        id: MigrationId,
+        source: &Name,
+        record: Record,
+    ) -> Result<Self, Cause> {
+        let coming = Arc::new(Incoming {
+            context: Arc::clone(context),
+            source: source.clone(),
+            id,
+            spec: record.spec,
+            created_at: record.created_at,
+            generation: record.generation,
+        });
+        let kept = fs::read(coming.directory().join("request.json"));
+        let request = match kept {
+            Ok(text) => serde_json::from_slice(&text)?,
+            // It was never ready to be restored, and will be discarded.
+            Err(_) => request(&coming, &Summary::default())?,
+        };
+        let shim = Client::connect(&context.host.run(&coming.spec.name)).ok();
+        Ok(Self {
+            coming,
+            request,
+            shim,
+        })
+    }
+
+    /// Restores from the images, up to the moment before the first instruction.
+    fn hold(&mut self) -> Result<(), Cause> {
+        let coming = &self.coming;
+        let text = serde_json::to_vec(&self.request)?;
+        fs::write(coming.directory().join("request.json"), text)?;
+        let owner = Some(coming.spec.user.uid);
+        let mut shim = create::new_shim(&coming.context.host, &coming.spec, owner)?;
+        shim.restore(self.request.clone())?;
+        self.shim = Some(shim);
+        Ok(())
+    }
+
+    /// Lets it run. When what was held has died meanwhile, it is restored again.
+    fn let_run(&mut self) -> Result<(), RunError> {
+        let mut last: Cause = "its shim is gone".into();
+        for _ in 0..TRIES {
+            let verdict = match &mut self.shim {
+                Some(shim) => shim.verdict(true),
+                None => Err(ShimError::Gone {
+                    directory: self.coming.context.host.run(&self.coming.spec.name),
+                }),
+            };
+            match verdict {
+                Ok(()) => return Ok(()),
+                Err(_) if self.runs() => return Ok(()),
+                Err(error) => last = error.into(),
+            }
+            tracing::warn!(container = %self.coming.spec.name, "what was restored has died before it ran and is restored again: {last}");
+            self.shim = None;
+            let cgroup = self.coming.context.host.cgroup(&self.coming.spec.name);
+            let again = cgroup.remove().and_then(|()| cgroup.create());
+            let again = again.map_err(Cause::from).and_then(|()| self.hold());
+            if let Err(error) = again {
+                last = error;
+            }
+        }
+        Err(RunError::NeverRan(last))
+    }
+
+    /// Whether it runs, or has run. Where the shim is gone the cgroup tells: CRIU, which lives in it, kills what
+    /// it has not let go when its client dies, and leaves what it has; so once CRIU is gone it is known.
+    fn runs(&mut self) -> bool {
+        let host = &self.coming.context.host;
+        let name = &self.coming.spec.name;
+        self.shim = Client::connect(&host.run(name)).ok();
+        if let Some(shim) = &self.shim {
+            return matches!(
+                shim.state(),
+                ShimState::Running { .. } | ShimState::Exited { .. }
+            );
+        }
+        let cgroup = host.cgroup(name);
+        remains::wait_until_criu_has_left(&cgroup, SETTLES_WITHIN);
+        cgroup.procs().is_ok_and(|procs| !procs.is_empty())
+    }
+}
+
+impl Restored for RestoredArrival {
+    fn run(&mut self, generation: Generation) -> Result<(), RunError> {
+        if !self.runs() {
+            self.let_run()?;
+        }
+        let coming = &self.coming;
+        let host = &coming.context.host;
+        let name = &coming.spec.name;
+        let opened = || -> Result<(), Cause> {
+            host.network.attach(name)?;
+            host.network
+                .announce(&coming.spec.lease, &host.netns(name))?;
+            coming
+                .record(ContainerState::Running, generation)
+                .save(host)?;
+            Ok(())
+        };
+        opened().map_err(RunError::HasRun)?;
+        coming
+            .context
+            .events
+            .container(name, ContainerState::Running);
+        Ok(())
+    }
+
+    fn settle(self) -> Result<(), Cause> {
+        Ok(remains::remove_directory(&self.coming.directory())?)
+    }
+
+    fn discard(mut self) -> Result<(), Cause> {
+        if let Some(shim) = &mut self.shim {
+            // It may be dead, or never have held anything; what is left is removed with the place.
+            let _ = shim.verdict(false);
+        }
+        self.coming.remove()
+    }
+}
