@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -16,7 +16,7 @@ use godwit::criu::{
 };
 use godwit::memory::{
     Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, RoundStats,
-    Sender, Sent, SentPages, Served, Target, Tracker, write_images,
+    Sender, Sent, SentPages, Served, Target, Tracker, link_images, write_images,
 };
 use godwit::model::{Bytes, Pages};
 use godwit::sys::before_exec::{BeforeExec, before_exec};
@@ -267,22 +267,39 @@ fn dump(
     })
 }
 
+/// How a store's pages become images.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum By {
+    Copying,
+    Linking,
+}
+
 /// Restores from a complete store and checks, before anything runs, that the memory is what it was.
 fn restore(
     criu: &Criu,
+    by: By,
     images: &Path,
     complete: Complete<'_>,
     workload: &Workload,
     before: &[Vec<u8>],
 ) {
+    let pages = complete.pages;
     let begin = Instant::now();
-    let moved = write_images(complete, images, 2).unwrap();
-    println!("images of {moved} pages: {:?}", begin.elapsed());
+    match by {
+        By::Copying => assert_eq!(write_images(complete, images, 2).unwrap(), pages),
+        By::Linking => {
+            let placed = link_images(complete, images, 2).unwrap();
+            assert_eq!((placed.linked, placed.copied), (pages, Pages(0)));
+        }
+    }
+    println!("{by:?} {pages} pages: {:?}", begin.elapsed());
+    let mut request = RestoreRequest::new(images);
+    request.consume = by == By::Linking;
     let begin = Instant::now();
     let mut same = None;
     let done = Session::start(criu, Spawn::default())
         .unwrap()
-        .restore(&RestoreRequest::new(images), &mut |step| {
+        .restore(&request, &mut |step| {
             if let Notify::PostRestore { .. } = step {
                 println!("restored, not running: {:?}", begin.elapsed());
                 same = Some(workload.memory() == before);
@@ -294,6 +311,15 @@ fn restore(
     assert_eq!(done.pid, workload.root);
     assert_eq!(same, Some(true), "the restored memory is what was dumped");
     workload.check_runs();
+    if by == By::Linking {
+        // Consumed: what is left on the tmpfs is far less than the memory was.
+        let left: u64 = fs::read_dir(images.join("parent"))
+            .unwrap()
+            .map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512)
+            .sum();
+        println!("left of the images: {}", Bytes(left));
+        assert!(left < pages.bytes().0 / 8, "{left}");
+    }
 }
 
 #[test]
@@ -341,7 +367,14 @@ fn a_tree_of_processes_moves_through_frames_and_is_what_it_was() {
     workload.reap();
     let complete = store.verify().unwrap();
     assert_eq!(complete.pages, dumped.served.pages);
-    restore(&criu, images.path(), complete, &workload, &before);
+    restore(
+        &criu,
+        By::Copying,
+        images.path(),
+        complete,
+        &workload,
+        &before,
+    );
 }
 
 #[test]
@@ -382,7 +415,14 @@ fn after_rounds_the_final_dump_sends_only_what_has_changed() {
     workload.reap();
     let complete = store.verify().unwrap();
     assert_eq!(complete.pages, dumped.served.pages);
-    restore(&criu, images.path(), complete, &workload, &before);
+    restore(
+        &criu,
+        By::Linking,
+        images.path(),
+        complete,
+        &workload,
+        &before,
+    );
 }
 
 #[test]

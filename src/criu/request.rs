@@ -114,6 +114,9 @@ pub struct RestoreRequest {
     /// Whether pages marked lazy are left out, to be brought through a userfaultfd; CRIU connects to
     /// `lazy-pages.socket` in the work directory.
     pub lazy_pages: bool,
+    /// Whether the memory of the pages images is given back page by page as it is read. Afterwards they are holes:
+    /// there is one restore in them.
+    pub consume: bool,
     /// Whether established TCP connections are restored.
     pub tcp_established: bool,
     /// Whether the masters of terminals without one are handed over, one notification each.
@@ -133,6 +136,7 @@ impl RestoreRequest {
             external: Vec::new(),
             sibling: true,
             lazy_pages: false,
+            consume: false,
             tcp_established: true,
             orphan_pts_master: false,
         }
@@ -151,6 +155,7 @@ impl RestoreRequest {
             external: self.external.clone(),
             rst_sibling: Some(self.sibling),
             lazy_pages: Some(self.lazy_pages),
+            auto_dedup: Some(self.consume),
             tcp_established: Some(self.tcp_established),
             orphan_pts_master: Some(self.orphan_pts_master),
             ..common(directories, &self.log_file, self.log_level)

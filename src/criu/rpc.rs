@@ -92,6 +92,9 @@ pub struct Options {
     /// Track memory changes (soft-dirty).
     #[prost(bool, optional, tag = "15")]
     pub track_mem: Option<bool>,
+    /// Give the memory of images back as they are read.
+    #[prost(bool, optional, tag = "16")]
+    pub auto_dedup: Option<bool>,
     /// Where log and statistics go: a file descriptor of the *client*, as `images_dir_fd`.
     #[prost(int32, optional, tag = "17")]
     pub work_dir_fd: Option<i32>,

@@ -54,30 +54,67 @@ pub fn write_images(
     directory: &Path,
     threads: usize,
 ) -> Result<Pages, MemoryError> {
+    let mut copy = Copy::new(complete.store, directory);
     let first = first_free(directory)?;
-    let jobs = Mutex::new(VecDeque::new());
-    let store = complete.store;
     for (number, (space, list)) in (first..).zip(&complete.lists) {
-        write_pagemap(directory, *space, number, list)?;
-        let pages = create(directory, &format!("pages-{number}.img"))?;
-        let count: u64 = list.iter().map(|entry| u64::from(entry.pages)).sum();
-        let resized = pages.set_len(count * PAGE_SIZE);
-        resized.map_err(image_error("size", directory, "a pages image"))?;
-        if let Some(stored) = store.known(*space) {
-            let mut all = jobs.lock().unwrap_or_else(PoisonError::into_inner);
-            moves(stored, pages, list, &mut all);
+        copy.add(*space, number, list)?;
+    }
+    copy.run(threads)?;
+    Ok(complete.pages)
+}
+
+/// Address spaces that are copied.
+pub(super) struct Copy<'a> {
+    store: &'a PageStore,
+    directory: &'a Path,
+    moves: VecDeque<Move>,
+}
+
+impl<'a> Copy<'a> {
+    pub fn new(store: &'a PageStore, directory: &'a Path) -> Self {
+        Self {
+            store,
+            directory,
+            moves: VecDeque::new(),
         }
     }
+
+    /// Writes the pagemap of a space and notes what is to be copied for it.
+    pub fn add(&mut self, space: Space, number: u32, list: &[Entry]) -> Result<(), MemoryError> {
+        write_pagemap(self.directory, space, number, list, PageFlags::PRESENT)?;
+        let pages = create(self.directory, &format!("pages-{number}.img"))?;
+        let count: u64 = list.iter().map(|entry| u64::from(entry.pages)).sum();
+        let resized = pages.set_len(count * PAGE_SIZE);
+        resized.map_err(image_error("size", self.directory, "a pages image"))?;
+        if let Some(stored) = self.store.known(space) {
+            moves(&stored, pages, list, &mut self.moves);
+        }
+        Ok(())
+    }
+
+    /// Copies.
+    pub fn run(self, threads: usize) -> Result<(), MemoryError> {
+        let (store, directory) = (self.store, self.directory);
+        let jobs = Mutex::new(self.moves);
+        move_all(store, directory, &jobs, threads)
+    }
+}
+
+fn move_all(
+    store: &PageStore,
+    directory: &Path,
+    jobs: &Mutex<VecDeque<Move>>,
+    threads: usize,
+) -> Result<(), MemoryError> {
     thread::scope(|scope| {
-        let workers = (0..threads.max(1)).map(|_| scope.spawn(|| run(store, directory, &jobs)));
+        let workers = (0..threads.max(1)).map(|_| scope.spawn(|| run(store, directory, jobs)));
         let workers: Vec<_> = workers.collect();
         let results = workers.into_iter().map(|worker| match worker.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         });
-        results.collect::<Result<Vec<()>, _>>()
-    })?;
-    Ok(complete.pages)
+        results.collect::<Result<Vec<()>, _>>().map(drop)
+    })
 }
 
 /// A run of pages on its way from the store to an image.
@@ -90,7 +127,7 @@ struct Move {
 }
 
 /// What is to be moved for a list. Zero pages are not: the image is sparse and reads as zeros there.
-fn moves(from: Arc<StoredSpace>, to: File, list: &[Entry], into: &mut VecDeque<Move>) {
+fn moves(from: &Arc<StoredSpace>, to: File, list: &[Entry], into: &mut VecDeque<Move>) {
     let to = Arc::new(to);
     let state = from.state();
     let mut offset = 0;
@@ -166,7 +203,9 @@ fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64) -> io::Result
 }
 
 /// The image's bytes: magic numbers, the head, an entry for every run.
-fn pagemap(pages_id: u32, list: &[Entry]) -> Vec<u8> {
+///
+/// `place` says where the pages are, whatever CRIU meant by an entry when it dumped: PRESENT here, or PARENT.
+fn pagemap(pages_id: u32, list: &[Entry], place: PageFlags) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32 + list.len() * 24);
     bytes.extend(COMMON_MAGIC.to_le_bytes());
     bytes.extend(PAGEMAP_MAGIC.to_le_bytes());
@@ -177,12 +216,11 @@ fn pagemap(pages_id: u32, list: &[Entry]) -> Vec<u8> {
     };
     record(&PagemapHead { pages_id }.encode_to_vec());
     for entry in list {
-        // Whatever CRIU meant by it when it dumped, the pages are in the image now.
         let lazy = entry.flags.bits() & PageFlags::LAZY.bits();
         let message = PagemapEntry {
             vaddr: entry.vaddr,
             narrow_count: entry.pages,
-            flags: Some(lazy | PageFlags::PRESENT.bits()),
+            flags: Some(lazy | place.bits()),
             wide_count: Some(entry.pages.into()),
         };
         record(&message.encode_to_vec());
@@ -190,23 +228,24 @@ fn pagemap(pages_id: u32, list: &[Entry]) -> Vec<u8> {
     bytes
 }
 
-fn write_pagemap(
+pub(super) fn write_pagemap(
     directory: &Path,
     space: Space,
     pages_id: u32,
     list: &[Entry],
+    place: PageFlags,
 ) -> Result<(), MemoryError> {
     let name = match space {
         Space::Task(vpid) => format!("pagemap-{vpid}.img"),
         Space::Shared(id) => format!("pagemap-shmem-{id}.img"),
     };
     let mut file = create(directory, &name)?;
-    let written = file.write_all(&pagemap(pages_id, list));
+    let written = file.write_all(&pagemap(pages_id, list, place));
     written.map_err(image_error("write", directory, &name))
 }
 
 /// A new file; one that is there already is an error, for it is not ours.
-fn create(directory: &Path, name: &str) -> Result<File, MemoryError> {
+pub(super) fn create(directory: &Path, name: &str) -> Result<File, MemoryError> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -216,7 +255,7 @@ fn create(directory: &Path, name: &str) -> Result<File, MemoryError> {
 }
 
 /// The first number after those of all pages images in `directory`.
-fn first_free(directory: &Path) -> Result<u32, MemoryError> {
+pub(super) fn first_free(directory: &Path) -> Result<u32, MemoryError> {
     let names = fs::read_dir(directory);
     let names = names.map_err(image_error("read the directory", directory, ""))?;
     let numbers = names.filter_map(|name| {
@@ -230,7 +269,7 @@ fn first_free(directory: &Path) -> Result<u32, MemoryError> {
     Ok(numbers.max().map_or(1, |most| most.saturating_add(1)))
 }
 
-fn image_error(
+pub(super) fn image_error(
     operation: &'static str,
     directory: &Path,
     name: &str,
@@ -260,7 +299,8 @@ mod test {
 
     #[test]
     fn a_pagemap_has_the_bytes_that_criu_writes() {
-        let bytes = pagemap(1, &[entry(0x40_0000, 3, PageFlags::PRESENT)]);
+        let list = [entry(0x40_0000, 3, PageFlags::PARENT)];
+        let bytes = pagemap(1, &list, PageFlags::PRESENT);
         let expected = [
             0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56, // magic numbers
             2, 0, 0, 0, 0x08, 1, // head

@@ -19,6 +19,7 @@ pub mod frame;
 #[cfg(test)]
 mod fuzz;
 mod images;
+mod link;
 mod page_server;
 mod presence;
 mod send;
@@ -30,6 +31,7 @@ pub mod wire;
 pub use error::MemoryError;
 pub use frame::{Decoder, Encoder, Frame, LONGEST_FRAME};
 pub use images::write_images;
+pub use link::{Placed, link_images};
 pub use page_server::{PageServer, PageSink, Served, Stopper};
 pub use send::{DumpSink, Out, Sender, Sent};
 pub use space::{Entry, PageFlags, Space};
