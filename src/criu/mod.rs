@@ -19,6 +19,8 @@
 //! numbers of the CRIU process, and must be given to it when it starts ([`Spawn::pass`]).
 
 mod error;
+#[cfg(test)]
+mod fake;
 mod feature;
 mod log;
 mod notify;

@@ -137,6 +137,17 @@ impl Session {
         })
     }
 
+    /// A session with something that speaks like CRIU and is no process.
+    #[cfg(test)]
+    pub(super) fn over(socket: OwnedFd) -> Self {
+        Self {
+            child: None,
+            socket,
+            stderr: tempfile::tempfile().unwrap(),
+            program: PathBuf::from("fake"),
+        }
+    }
+
     /// CRIU's own process id.
     pub fn pid(&self) -> i32 {
         // Process ids are positive and far below 2^31.
