@@ -259,6 +259,9 @@ fn dump(
         let result = Session::start(criu, spawn)?.dump(&request, on);
         let took = begin.elapsed();
         let (served, sent) = serving.join().unwrap();
+        if let Ok(done) = &result {
+            println!("{:?}", done.stats);
+        }
         result.map(|_| Dumped {
             served: served.unwrap(),
             sent,
