@@ -4,9 +4,8 @@ use std::io;
 
 use super::MemoryError;
 use super::frame::{Encoder, MARK_PAGES, RUN_PAGES};
-use super::page_server::PageSink;
-use super::space::{Entry, PageFlags, Space};
-use super::tracker::{Seen, SentPages};
+use super::space::{Entry, Space};
+use super::tracker::Seen;
 use crate::model::{Bytes, PAGE_SIZE, Pages};
 
 /// Where frames go. An error ends the round or the dump that makes them.
@@ -165,102 +164,5 @@ impl<'a> Sender<'a> {
     fn send(&mut self, frame: Vec<u8>) -> Result<(), MemoryError> {
         self.sent.wire += Bytes(frame.len() as u64);
         (self.out)(frame).map_err(|source| MemoryError::Send { source })
-    }
-}
-
-/// The end of a dump's page server that sends what the dump tells: pages that are news since the rounds before,
-/// marks for the others, and every space's list.
-#[derive(Debug)]
-pub struct DumpSink<'a, 'b> {
-    sender: &'b mut Sender<'a>,
-    sent: &'b SentPages,
-    parent: bool,
-    space: Option<Space>,
-    list: Vec<Entry>,
-}
-
-impl<'a, 'b> DumpSink<'a, 'b> {
-    /// A sink that knows what the rounds before have sent.
-    ///
-    /// `parent` is what CRIU is told: yes only for a dump with a parent directory that tracks memory, whose rounds
-    /// were CRIU's own pre-dumps or whose soft-dirty bits we cleared ourselves.
-    pub fn new(sender: &'b mut Sender<'a>, sent: &'b SentPages, parent: bool) -> Self {
-        Self {
-            sender,
-            sent,
-            parent,
-            space: None,
-            list: Vec::new(),
-        }
-    }
-
-    fn note(&mut self, vaddr: u64, mut pages: u64, flags: PageFlags) {
-        if let Some(last) = self.list.last_mut() {
-            let whole = u64::from(last.pages) + pages;
-            if last.end() == vaddr && last.flags == flags && u32::try_from(whole).is_ok() {
-                last.pages = whole as u32;
-                return;
-            }
-        }
-        let mut vaddr = vaddr;
-        while pages > 0 {
-            let now = u32::try_from(pages).unwrap_or(u32::MAX);
-            self.list.push(Entry {
-                vaddr,
-                pages: now,
-                flags,
-            });
-            pages -= u64::from(now);
-            vaddr += u64::from(now) * PAGE_SIZE;
-        }
-    }
-
-    /// Ends the space that is open.
-    fn end_space(&mut self) -> Result<(), MemoryError> {
-        match self.space.take() {
-            Some(space) => self.sender.list(space, &std::mem::take(&mut self.list)),
-            None => Ok(()),
-        }
-    }
-}
-
-impl PageSink for DumpSink<'_, '_> {
-    fn open(&mut self, space: Space) -> Result<bool, MemoryError> {
-        self.end_space()?;
-        self.space = Some(space);
-        Ok(self.parent)
-    }
-
-    fn parent(&mut self, _: Space) -> Result<bool, MemoryError> {
-        Ok(self.parent)
-    }
-
-    fn pages(
-        &mut self,
-        space: Space,
-        vaddr: u64,
-        flags: PageFlags,
-        bytes: &[u8],
-    ) -> Result<(), MemoryError> {
-        self.note(vaddr, bytes.len() as u64 / PAGE_SIZE, flags);
-        let sent = self.sent;
-        let mut seen = |at, page: &[u8]| sent.compare(space, at, page);
-        self.sender.pages(space, vaddr, bytes, &mut seen)
-    }
-
-    fn hole(
-        &mut self,
-        _: Space,
-        vaddr: u64,
-        pages: u64,
-        flags: PageFlags,
-    ) -> Result<(), MemoryError> {
-        self.note(vaddr, pages, flags);
-        Ok(())
-    }
-
-    fn close(&mut self) -> Result<(), MemoryError> {
-        self.end_space()?;
-        self.sender.flush()
     }
 }

@@ -3,8 +3,9 @@
 //! **Invariant:** a tracker may miss a change, never invent one as sent: the final dump tells every page, and what
 //! goes unsent there is only what is byte for byte what was sent before.
 //!
-//! The other kind of tracker is CRIU's own: `Session::pre_dump` rounds into a page server whose sink is a
-//! [`DumpSink`](super::DumpSink) that answers "has a parent", on kernels with soft-dirty bits.
+//! The other kind of round is CRIU's own, on kernels with soft-dirty bits: `Session::pre_dump` with `track_mem`, a
+//! page server and a [`PreDumpSink`](super::PreDumpSink), each round's images directory the parent of the next;
+//! then the final dump, whose parent is the last of them, with `DumpSink::new(…).after(&rounds)`.
 
 mod hash;
 mod maps;
