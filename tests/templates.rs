@@ -134,6 +134,39 @@ fn an_image_from_a_peer_is_believed_only_if_its_digest_is_right() {
 }
 
 #[test]
+fn an_image_survives_the_way_to_another_host() {
+    let test = "an_image_survives_the_way_to_another_host";
+    let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    let (source, destination) = (
+        ImageStore::open(here.path()).unwrap(),
+        ImageStore::open(there.path()).unwrap(),
+    );
+    let tree = dir.path().join("tree");
+    let template = given_template(dir.path());
+    fs::hard_link(tree.join("bin/tool"), tree.join("bin/other")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", tree.join("link")).unwrap();
+    fs::set_permissions(tree.join("bin"), Permissions::from_mode(0o2555)).unwrap();
+    if root(test) {
+        let capability = "setcap cap_net_raw+ep bin/tool; mknod zero c 1 5; mkfifo -m 620 pipe; chown 7:8 bin/tool";
+        let _ = Command::new("sh")
+            .args(["-c", capability])
+            .current_dir(&tree)
+            .status();
+    }
+    let image = source.build(&template, dir.path(), &mut quiet()).unwrap();
+
+    let staging = destination.stage().unwrap();
+    let mut receiver = storage::Receiver::new(staging.path()).unwrap();
+    let mut sink = |record: Vec<u8>| receiver.apply(&record).map_err(std::io::Error::other);
+    storage::send_all(&source.lower(image), &mut sink).unwrap();
+    receiver.finish().unwrap();
+    staging.commit(image).unwrap();
+    assert!(destination.has(image));
+    check_tidy(there.path());
+}
+
+#[test]
 fn a_second_store_serves_the_first() {
     let (state, cache) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let dir = tempfile::tempdir().unwrap();
@@ -162,6 +195,19 @@ fn a_second_store_serves_the_first() {
     assert!(store.fetch(image).unwrap() && store.has(image));
     assert!(shared.has(image));
 
+    // What is built here is there for others, by recipe.
+    let other = ImageStore::open(dir.path()).unwrap();
+    let other = other.with_cache(Some(cache.path().to_owned()));
+    fs::write(dir.path().join("tree/more"), "x").unwrap();
+    let more = other.build(&template, dir.path(), &mut quiet()).unwrap();
+    let mut steps = Vec::new();
+    let taken = store.build(&template, dir.path(), &mut |step| {
+        steps.push(step.to_owned())
+    });
+    assert_eq!(taken.unwrap(), more);
+    assert_eq!(steps, ["taking the image from the cache"]);
+    fs::remove_file(dir.path().join("tree/more")).unwrap();
+
     // A damaged cache costs a build.
     store.remove(image).unwrap();
     fs::write(shared.lower(image).join("bin/tool"), "damaged").unwrap();
@@ -169,8 +215,11 @@ fn a_second_store_serves_the_first() {
         store.build(&template, dir.path(), &mut quiet()).unwrap(),
         image
     );
-    assert_eq!(storage::digest(&store.lower(image)).unwrap(), image);
+    for whole in [&store, &shared] {
+        assert_eq!(storage::digest(&whole.lower(image)).unwrap(), image);
+    }
     check_tidy(state.path());
+    check_tidy(cache.path());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! A template: what a file tree is made of, and what runs in it.
 //!
-//! The format is described for people in `rootfs-templates/README.md`. Here what they wrote ([`RawTemplate`],
+//! The format is described for people in `rootfs-templates/README.md`. Here what they wrote (`RawTemplate`,
 //! all strings) becomes what it means ([`Template`]); whoever holds a `Template` need not check it again.
 
 use std::collections::BTreeMap;

@@ -205,7 +205,7 @@ fn hook(words: &[String]) -> String {
     format!("chroot \"$1\" {}", quoted.join(" "))
 }
 
-/// The host's values of [`APT_SETTINGS`]; none where apt cannot tell.
+/// The host's values of `APT_SETTINGS`; none where apt cannot tell.
 fn host_settings() -> Vec<String> {
     let Ok(output) = Command::new("apt-config")
         .arg("dump")

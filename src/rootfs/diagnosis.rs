@@ -65,6 +65,7 @@ pub(super) fn progress(line: &str) -> Option<String> {
             "success in",
             "automatically chosen",
             "finding correct",
+            "running --",
         ];
         let told = !dull.iter().any(|start| step.starts_with(start));
         return told.then(|| step.trim_end_matches("...").to_owned());

@@ -6,7 +6,7 @@
 //!                       scratch/ temporary files of the build
 //! ```
 //!
-//! **Invariant:** a staging directory without a lock belongs to nobody: its owner has died. [`sweep`] removes
+//! **Invariant:** a staging directory without a lock belongs to nobody: its owner has died. `sweep` removes
 //! those when a store is opened. Making one and locking it, and looking whether it is locked, happen under
 //! the store's own lock, so that none is swept before it is locked.
 

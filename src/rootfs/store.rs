@@ -51,9 +51,11 @@ impl ImageStore {
         })
     }
 
-    /// The same store, which also looks into a second one for what it lacks. `cache` is the `state_dir` of
-    /// that one; it is only read, and many hosts may share it. What is found there is taken over, by hard
-    /// links where both lie on one file system.
+    /// The same store, which shares what is built with others: `cache` is the `state_dir` of a second store.
+    /// What this one lacks is taken over from there (by hard links where the file system can), and what is
+    /// built here is put there too, unless it cannot be written to. An image from the cache is hashed before
+    /// it counts, but which image came of a template the cache is believed: it must be as trusted as this
+    /// host's own state.
     #[must_use]
     pub fn with_cache(self, cache: Option<PathBuf>) -> Self {
         Self { cache, ..self }
@@ -173,8 +175,10 @@ impl ImageStore {
         recipe: &Recipe,
         progress: &mut dyn FnMut(&str),
     ) -> Result<Option<Digest>, StoreError> {
-        let cache = self.cache.as_deref();
-        let Some(digest) = cache.and_then(|cache| Book::of(cache).find(recipe.id)) else {
+        let Some(cache) = self.cache.as_deref() else {
+            return Ok(None);
+        };
+        let Some(digest) = Book::of(cache).find(recipe.id) else {
             return Ok(None);
         };
         progress("taking the image from the cache");
@@ -187,6 +191,8 @@ impl ImageStore {
             // A damaged cache costs a build, not the container.
             Err(StoreError::Mismatch { found, .. }) => {
                 tracing::warn!(%digest, %found, "the image cache is damaged; the image is built anew");
+                // Where it can be written to, the new image takes the damaged one's place.
+                let _ = ImageStore::open(cache).and_then(|store| store.remove(digest));
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -203,7 +209,25 @@ impl ImageStore {
         progress("writing the image to the disk");
         let digest = staging.settle()?;
         self.remember(recipe, digest)?;
+        self.share(recipe, digest);
         Ok(digest)
+    }
+
+    /// Puts an image into the cache. That it cannot be shared must not keep it from being used.
+    fn share(&self, recipe: &Recipe, digest: Digest) {
+        let Some(cache) = &self.cache else { return };
+        let shared = ImageStore::open(cache).and_then(|store| {
+            if !store.has(digest) {
+                let staging = store.stage()?;
+                copy::copy(&self.lower(digest), staging.path(), Content::Shared)?;
+                staging.commit(digest)?;
+            }
+            store.remember(recipe, digest)
+        });
+        if let Err(error) = shared {
+            let error: &dyn std::error::Error = &error;
+            tracing::info!(error, %digest, "the image is not shared through the cache");
+        }
     }
 
     fn remember(&self, recipe: &Recipe, digest: Digest) -> Result<(), StoreError> {
