@@ -1,0 +1,196 @@
+//! The migration protocol's decoders under hostile bytes: seeded, bounded, for `GODWIT_FUZZ_SECONDS` each.
+//!
+//! The other decoders (page frames, CRIU's page-server wire, file records, join messages) have theirs beside the
+//! code.
+
+use std::time::{Duration, Instant};
+
+use godwit::migration::Link;
+use godwit::migration::codec::{
+    Chunk, CodecError, HEADER, Kind, MAX_PAYLOAD, header, is_plain, parse_header,
+};
+use godwit::migration::destination::greet;
+use godwit::migration::link::Inbound;
+use godwit::migration::message::{Message, Purpose, Summary, Verdict};
+use godwit::model::{Finding, Generation, MigrationId, Phase};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
+
+fn time() -> Duration {
+    let seconds = std::env::var("GODWIT_FUZZ_SECONDS")
+        .ok()
+        .and_then(|s| s.parse().ok());
+    Duration::from_secs_f64(seconds.unwrap_or(0.5))
+}
+
+/// Valid bytes, damaged a little, or none of it valid.
+fn damage(random: &mut StdRng, valid: &[u8]) -> Vec<u8> {
+    let mut bytes = valid.to_vec();
+    for _ in 0..random.random_range(0..6) {
+        match random.random_range(0..5) {
+            0 if !bytes.is_empty() => {
+                let at = random.random_range(0..bytes.len());
+                bytes[at] = random.random();
+            }
+            1 => bytes.truncate(random.random_range(0..=bytes.len())),
+            2 => bytes.extend((0..random.random_range(0..40)).map(|_| random.random::<u8>())),
+            3 if bytes.len() > 4 => {
+                let at = random.random_range(0..bytes.len() - 4);
+                let extreme = [0u32, 1, u32::MAX, 1 << 31, MAX_PAYLOAD as u32 + 1];
+                let value = extreme[random.random_range(0..extreme.len())];
+                bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+            }
+            _ => {
+                let at = random.random_range(0..=bytes.len());
+                bytes.insert(at, random.random());
+            }
+        }
+    }
+    bytes
+}
+
+#[test]
+fn a_chunk_is_refused_or_names_a_file_of_its_directory() {
+    let mut random = StdRng::seed_from_u64(1);
+    let until = Instant::now() + time();
+    let mut taken = 0;
+    while Instant::now() < until {
+        let name = ["core-1.img", "pages-1.img", "../x", "a/b", ".", ""][random.random_range(0..6)];
+        let bytes = vec![7; random.random_range(0..50)];
+        let valid = Chunk {
+            name,
+            offset: random.random(),
+            bytes: &bytes,
+        }
+        .encode();
+        let wire = damage(&mut random, &valid);
+        if let Ok(chunk) = Chunk::decode(&wire) {
+            taken += 1;
+            assert!(is_plain(chunk.name), "{:?}", chunk.name);
+            assert!(chunk.offset.checked_add(chunk.bytes.len() as u64).is_some());
+            assert_eq!(chunk.encode(), wire, "what is decoded is what was sent");
+        }
+    }
+    assert!(taken > 0, "every chunk was refused: nothing was tested");
+}
+
+#[test]
+fn a_header_is_refused_or_is_within_its_limit() {
+    let mut random = StdRng::seed_from_u64(2);
+    let until = Instant::now() + time();
+    let mut taken = 0;
+    while Instant::now() < until {
+        let valid = header(Kind::Pages, &vec![0; random.random_range(0..2000)]).unwrap();
+        let mut wire = damage(&mut random, &valid);
+        wire.resize(HEADER, 0);
+        match parse_header(wire.try_into().unwrap()) {
+            Ok((_, length)) => {
+                taken += 1;
+                assert!(length <= MAX_PAYLOAD);
+            }
+            Err(CodecError::TooLong { length, limit, .. }) => assert!(length > limit),
+            Err(_) => {}
+        }
+    }
+    assert!(taken > 0, "every header was refused: nothing was tested");
+}
+
+#[tokio::test]
+async fn a_link_under_hostile_bytes_gives_messages_or_one_error() {
+    let mut random = StdRng::seed_from_u64(3);
+    let until = Instant::now() + time();
+    let (mut messages, mut errors) = (0, 0);
+    while Instant::now() < until {
+        let (mut hostile, ours) = tokio::io::duplex(1 << 16);
+        let mut bytes = Vec::new();
+        for message in conversation(&mut random) {
+            let payload = serde_json::to_vec(&message).unwrap();
+            bytes.extend(header(Kind::Control, &payload).unwrap());
+            bytes.extend(payload);
+        }
+        hostile
+            .write_all(&damage(&mut random, &bytes))
+            .await
+            .unwrap();
+        drop(hostile);
+        let mut link = Link::new(ours, CancellationToken::new());
+        // One error is the end: nothing more comes after it.
+        loop {
+            match link.receive(Phase::Memory).await {
+                Ok(Inbound::Message(_) | Inbound::Data(_)) => messages += 1,
+                Err(_) => break errors += 1,
+            }
+        }
+        assert!(link.receive(Phase::Memory).await.is_err());
+    }
+    assert!(messages > 0 && errors > 0);
+}
+
+#[tokio::test]
+async fn a_greeting_under_hostile_bytes_is_answered_or_refused() {
+    let mut random = StdRng::seed_from_u64(4);
+    let until = Instant::now() + time();
+    let mut greeted = 0;
+    while Instant::now() < until {
+        let (mut hostile, ours) = tokio::io::duplex(1 << 16);
+        let hello = Message::Hello {
+            oldest: random.random_range(0..4),
+            newest: random.random_range(0..4),
+            migration: MigrationId(random.random()),
+            purpose: Purpose::Migrate,
+        };
+        let payload = serde_json::to_vec(&hello).unwrap();
+        let mut bytes = header(Kind::Control, &payload).unwrap().to_vec();
+        bytes.extend(payload);
+        let bytes = if random.random_bool(0.3) {
+            bytes
+        } else {
+            damage(&mut random, &bytes)
+        };
+        hostile.write_all(&bytes).await.unwrap();
+        hostile.shutdown().await.unwrap();
+        let mut link = Link::new(ours, CancellationToken::new());
+        let greeting = tokio::time::timeout(Duration::from_secs(5), greet(&mut link)).await;
+        greeted += usize::from(
+            greeting
+                .expect("a greeting never waits for more than it was sent")
+                .is_ok(),
+        );
+    }
+    assert!(
+        greeted > 0,
+        "every greeting was refused: nothing was tested"
+    );
+}
+
+fn conversation(random: &mut StdRng) -> Vec<Message> {
+    let all = [
+        Message::Welcome { version: 1 },
+        Message::Refusal {
+            findings: vec![Finding::blocking("no-room", "there is none")],
+        },
+        Message::StorageEnd,
+        Message::RoundEnd {
+            number: random.random(),
+        },
+        Message::DumpEnd(Summary {
+            images: vec![("a.img".into(), random.random())],
+            ..Summary::default()
+        }),
+        Message::HandOver {
+            generation: Generation(random.random()),
+        },
+        Message::Verdict(Verdict::HandedOver {
+            generation: Generation(1),
+        }),
+        Message::Cancel {
+            why: "x".repeat(random.random_range(0..300)),
+        },
+    ];
+    let count = random.random_range(0..5);
+    (0..count)
+        .map(|_| all[random.random_range(0..all.len())].clone())
+        .collect()
+}
