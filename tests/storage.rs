@@ -2,10 +2,25 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+#[path = "storage/hostile.rs"]
+mod hostile;
 #[path = "storage/lab.rs"]
 mod lab;
+#[path = "storage/live.rs"]
+mod live;
+#[path = "storage/size.rs"]
+mod size;
+#[path = "storage/writer.rs"]
+mod writer;
 
-use lab::{Lab, ready, settle};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::process::{Command, Stdio};
+
+use godwit::model::Bytes;
+use godwit::storage;
+
+use lab::{Lab, ready, run, settle, witness};
 
 #[test]
 fn everything_a_filesystem_holds_arrives() {
@@ -24,6 +39,169 @@ fn everything_a_filesystem_holds_arrives() {
     let again = lab.send_changes(&snapshot);
     assert_eq!(again, Default::default(), "nothing changed");
     lab.check_equal();
+}
+
+#[test]
+fn what_changes_between_two_passes_is_changed() {
+    if !ready("what_changes_between_two_passes_is_changed") {
+        return;
+    }
+    let before = "mkdir -p d/sub e; echo 1 > f; echo 2 > d/g; echo 3 > d/sub/h; ln f d/f2; ln -s f l; mkfifo p; ln d/g e/g2
+        mknod w c 0 0; ln w e/w; : > x; mkdir m; : > m/in; chmod 700 m";
+    for change in [
+        // Types.
+        "rm f; mkdir f; echo in > f/in",
+        "rm -r d; echo file > d",
+        "rm -r d; ln -s e d",
+        "rm l; mkdir l; mkfifo l/p",
+        "rm p; ln f p; rm l; ln d/g l",
+        // Names.
+        "mv d d2; mv f e/f",
+        "mv e/g2 d/f2; rm w",
+        "mv d/sub e/sub; rm -r d; mv e d",
+        "rm -r d e f l p w x m",
+        "mv f t; mv x f; mv t x",
+        // Links: made, cut, exchanged, and a file rewritten under one of its names.
+        "ln f e/f3; ln p p2; ln -P l l2; ln w w2",
+        "cp f n; mv n f",
+        "cp -p d/g n; mv n e/g2; echo changed >> d/g",
+        "rm d/f2; ln d/g d/f2; rm e/g2; ln f e/g2",
+        "echo changed > d/f2",
+        // Attributes alone.
+        "chmod 4711 f; chown 5:6 d; chmod 2750 e; chown -h 7:8 l; chmod 600 p; chown 3:3 w; chmod 000 m",
+        "touch -d 2001-02-03 f d e p; touch -h -d 2002-03-04 l",
+        "python3 -c \"import os; os.setxattr('f','user.a',b'1'); os.setxattr('m','trusted.overlay.opaque',b'y')\"",
+        "touch m/in; touch -r d m",
+    ] {
+        let lab = Lab::new();
+        lab.sh(before);
+        settle();
+        let (snapshot, _) = lab.send_all();
+        lab.check_equal();
+        lab.sh(change);
+        lab.send_changes(&snapshot);
+        lab.check_equal();
+    }
+}
+
+#[test]
+fn what_was_at_the_destination_before_the_first_pass_goes() {
+    if !ready("what_was_at_the_destination_before_the_first_pass_goes") {
+        return;
+    }
+    let lab = Lab::new();
+    lab.sh("mkdir d; echo f > d/f");
+    for script in [
+        "mkdir -p old/er d; ln -s / d/f; : > .hidden",
+        "rm -r d; mkfifo d",
+    ] {
+        run(&lab.destination, &["sh", "-ec", script]);
+        lab.send_all();
+        lab.check_equal();
+    }
+}
+
+/// The kernel sees a first write through a mapping, but not the second.
+#[test]
+fn a_suspect_is_compared_whatever_its_times_say() {
+    if !ready("a_suspect_is_compared_whatever_its_times_say") {
+        return;
+    }
+    const PROGRAM: &str = "
+import mmap, os, sys
+for name, size in ((b'small', 5000), (b'large', 3000000)):
+    os.close(os.open(name, os.O_RDWR | os.O_CREAT)); os.truncate(name, size)
+maps = [mmap.mmap(os.open(name, os.O_RDWR), 0) for name in (b'small', b'large')]
+os.link(b'small', b'alias')
+for step in (b'A', b'B'):
+    for m in maps: m[1000:1001] = step
+    print(flush=True); sys.stdin.readline()
+";
+    for place in [std::env::temp_dir(), "/dev/shm".into()] {
+        let lab = Lab::within(&place);
+        let mut program = Command::new("python3")
+            .args(["-c", PROGRAM])
+            .current_dir(&lab.source)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (mut to, from) = (
+            program.stdin.take().unwrap(),
+            program.stdout.take().unwrap(),
+        );
+        let mut lines = std::io::BufRead::lines(std::io::BufReader::new(from));
+        lines.next().unwrap().unwrap();
+        settle();
+        let (snapshot, _) = lab.send_all();
+        std::io::Write::write_all(&mut to, b"\n").unwrap();
+        lines.next().unwrap().unwrap();
+        let sent = lab.send_suspects(&snapshot, &["alias", "large", "not-there"]);
+        lab.check_equal();
+        let changed = fs::read(lab.destination.join("large")).unwrap();
+        assert_eq!(changed[1000], b'B');
+        assert!(sent.bytes < Bytes(200_000), "{sent:?}");
+        drop(to);
+        program.wait().unwrap();
+    }
+}
+
+#[test]
+fn the_room_a_tree_takes_is_what_du_says() {
+    if !ready("the_room_a_tree_takes_is_what_du_says") {
+        return;
+    }
+    let lab = Lab::new();
+    lab.sh(EVERYTHING);
+    let du = run(&lab.source, &["du", "-s", "--block-size=1", "."]);
+    let du: u64 = du.split_whitespace().next().unwrap().parse().unwrap();
+    // `du` counts the root too.
+    let root = fs::metadata(&lab.source).unwrap().blocks() * 512;
+    assert_eq!(storage::tree_bytes(&lab.source).unwrap(), Bytes(du - root));
+}
+
+/// What the container saw through its overlay, it sees on the other host through the copy.
+#[test]
+fn an_overlay_looks_the_same_with_the_copied_upper() {
+    if !ready("an_overlay_looks_the_same_with_the_copied_upper") {
+        return;
+    }
+    let lab = Lab::new();
+    let base = lab.source.parent().unwrap();
+    let within = |upper: &str, script: &str| {
+        let layers = format!("lowerdir=lower,upperdir={upper},workdir=work-{upper}");
+        let script = format!("mount -t overlay overlay -o {layers} merged; cd merged; {script}");
+        run(base, &["unshare", "-m", "sh", "-ec", &script])
+    };
+    let lower = "mkdir -p work-source work-destination merged lower; cd lower;
+        mkdir -p a/b gone replaced kept; echo 1 > a/b/f; echo 2 > gone/f; echo 3 > replaced/f;
+        echo 4 > kept/f; echo 5 > top";
+    run(base, &["sh", "-ec", lower]);
+    within(
+        "source",
+        "rm -r gone replaced top; mkdir replaced; echo new > replaced/new; chmod 700 kept/f",
+    );
+    settle();
+    let (snapshot, _) = lab.send_all();
+    within(
+        "source",
+        "echo more >> a/b/f; rm kept/f; mkdir gone; rm -r replaced; ln a/b/f top",
+    );
+    lab.send_changes(&snapshot);
+    lab.check_equal();
+    let seen = witness(&lab.destination);
+    assert!(seen.contains("trusted.overlay.opaque"), "{seen}");
+    let look = |upper: &str| {
+        let contents = "find . -type f -printf '%p %m %U %s %n ' -exec cat {} \\;";
+        let script = format!("{contents}; find . -printf '%p %y\\n' | sort");
+        within(upper, &script)
+    };
+    let (source, destination) = (look("source"), look("destination"));
+    assert_eq!(source, destination);
+    assert!(
+        source.contains("more") && !source.contains("kept/f"),
+        "{source}"
+    );
 }
 
 /// Python where a shell has no word for it.

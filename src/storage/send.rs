@@ -245,7 +245,7 @@ impl<'a> Pass<'a> {
     /// it has to be.
     fn empty_directory(&mut self, old: Option<NodeId>) -> Result<(), StorageError> {
         if self.before(old).is_some_and(|old| !old.children.is_empty()) {
-            let path = std::mem::take(&mut self.path);
+            let path = self.path.clone();
             self.delete(&path)?;
             let path = tree_path(&path)?;
             self.out.put(&Record::Directory { path })?;

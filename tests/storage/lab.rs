@@ -76,14 +76,27 @@ impl Lab {
         assert_eq!(source.lines().count(), destination.lines().count());
     }
 
+    /// Runs a script of the shell in the source.
+    #[track_caller]
+    /// Runs a script of the shell in the source.
+    #[track_caller]
     pub fn sh(&self, script: &str) {
-        let done = Command::new("sh")
-            .args(["-ec", script])
-            .current_dir(&self.source)
-            .status()
-            .unwrap();
-        assert!(done.success(), "{script}");
+        run(&self.source, &["sh", "-ec", script]);
     }
+}
+
+/// What a program prints; it has to succeed.
+#[track_caller]
+pub fn run(place: &Path, words: &[&str]) -> String {
+    let mut command = Command::new(words[0]);
+    let done = command
+        .args(&words[1..])
+        .current_dir(place)
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{words:?}: {error}");
+    String::from_utf8_lossy(&done.stdout).into_owned()
 }
 
 impl Drop for Lab {
@@ -128,4 +141,17 @@ pub fn ready(test: &str) -> bool {
 /// Waits until what was written is clearly older than now, so that it is not sent again for that.
 pub fn settle() {
     std::thread::sleep(std::time::Duration::from_millis(120));
+}
+
+/// Until when a test with a die may go on: `GODWIT_FUZZ_SECONDS`, or a moment.
+pub fn deadline() -> std::time::Instant {
+    let seconds = std::env::var("GODWIT_FUZZ_SECONDS").ok();
+    let seconds = seconds.and_then(|text| text.parse().ok()).unwrap_or(3);
+    std::time::Instant::now() + std::time::Duration::from_secs(seconds)
+}
+
+/// Where the seeds begin: `GODWIT_FUZZ_SEED`, to have a failure again.
+pub fn first_seed() -> u64 {
+    let seed = std::env::var("GODWIT_FUZZ_SEED").ok();
+    seed.and_then(|text| text.parse().ok()).unwrap_or(1)
 }

@@ -1,0 +1,334 @@
+//! A source that lies: whatever it sends, nothing outside the root changes.
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::PathBuf;
+use std::time::Instant;
+
+use godwit::storage::wire::{self, Attributes, FileTime, NodeKind, Record, TreePath};
+use godwit::storage::{Receiver, StorageError};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+
+use crate::lab::{deadline, first_seed, ready, run, witness};
+
+/// A root to receive into, with a precious file outside of it.
+struct Trap {
+    dir: tempfile::TempDir,
+    root: PathBuf,
+}
+
+impl Trap {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("root");
+        let outside = dir.path().join("outside");
+        fs::create_dir_all(outside.join("sub")).unwrap();
+        fs::create_dir(&root).unwrap();
+        fs::write(outside.join("precious"), "precious").unwrap();
+        fs::write(outside.join("sub/precious"), "precious").unwrap();
+        fs::set_permissions(&outside, fs::Permissions::from_mode(0o750)).unwrap();
+        Self { dir, root }
+    }
+
+    fn outside(&self) -> String {
+        let above = fs::symlink_metadata(self.dir.path()).unwrap();
+        let names: Vec<_> = fs::read_dir(self.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        let (mode, mtime) = (above.mode(), above.mtime_nsec());
+        format!(
+            "{names:?} {mode} {mtime} {}",
+            witness(&self.dir.path().join("outside"))
+        )
+    }
+}
+
+fn path(text: &str) -> TreePath<'_> {
+    TreePath::new(text.as_bytes()).unwrap()
+}
+
+fn attributes() -> Attributes<'static> {
+    Attributes {
+        mode: 0o4777,
+        uid: 4242,
+        gid: 4242,
+        mtime: FileTime { secs: 1, nanos: 1 },
+        xattrs: vec![(b"trusted.planted", b"x")],
+    }
+}
+
+/// One record of each kind for `path`.
+fn one_of_each<'a>(path: TreePath<'a>, other: TreePath<'a>) -> Vec<Record<'a>> {
+    let attributes = attributes();
+    let name: &[u8] = b"trusted.planted";
+    let (target, bytes): (&[u8], &[u8]) = (b"/", b"overwritten");
+    let (offset, length, rdev, value, size) = (0, 4096, 0, bytes, 1);
+    let kind = NodeKind::Fifo;
+    let to = path;
+    vec![
+        Record::Data {
+            path,
+            offset,
+            bytes,
+        },
+        Record::Resize { path, size },
+        Record::Hole {
+            path,
+            offset,
+            length,
+        },
+        Record::Attributes { path, attributes },
+        Record::Xattr { path, name, value },
+        Record::Link { path: other, to },
+        Record::File { path, size },
+        Record::Symlink { path, target },
+        Record::Node { path, kind, rdev },
+        Record::Directory { path },
+        Record::Link { path, to: other },
+        Record::Delete { path },
+    ]
+}
+
+fn batch(records: &[Record<'_>]) -> Vec<u8> {
+    let mut batch = wire::begin();
+    records.iter().for_each(|record| record.encode(&mut batch));
+    batch
+}
+
+/// A path of ten bytes that the encoder takes; in the encoded batch it is then replaced by one that it
+/// would not take.
+const HOLDER: &str = "0123456789";
+
+#[test]
+fn no_record_reaches_outside_the_root() {
+    if !ready("no_record_reaches_outside_the_root") {
+        return;
+    }
+    for planted in ["../outside", "/", "..", "../outside/precious", "sub/../.."] {
+        let trap = Trap::new();
+        let before = trap.outside();
+        let absolute = trap.dir.path().join("outside");
+        for target in [planted.as_bytes(), absolute.as_os_str().as_encoded_bytes()] {
+            for at in [
+                "link",
+                "link/precious",
+                "link/outside/precious",
+                "link/sub/precious",
+                "link/new",
+            ] {
+                for record in one_of_each(path(at), path("mine")) {
+                    let plant = Record::Symlink {
+                        path: path("link"),
+                        target,
+                    };
+                    let mut receiver = Receiver::new(&trap.root).unwrap();
+                    receiver.apply(&batch(&[plant])).unwrap();
+                    let _ = receiver.apply(&batch(&[record]));
+                    let _ = fs::remove_dir_all(trap.root.join("link"));
+                    let _ = fs::remove_file(trap.root.join("link"));
+                    let _ = fs::remove_file(trap.root.join("mine"));
+                }
+            }
+        }
+        assert_eq!(trap.outside(), before, "{planted}");
+    }
+}
+
+#[test]
+fn a_path_upwards_is_refused_as_a_whole() {
+    let trap = Trap::new();
+    for bad in [
+        "../outside",
+        "/tmp/away/",
+        "x/../../xx",
+        "a/b/../../",
+        "xxxxxxx/..",
+        "x//yyyyyyy",
+    ] {
+        assert_eq!(bad.len(), HOLDER.len());
+        for record in one_of_each(path(HOLDER), path("other")) {
+            let good = Record::Directory { path: path("good") };
+            let bytes = batch(&[good, record]);
+            let at = bytes
+                .windows(HOLDER.len())
+                .position(|part| part == HOLDER.as_bytes());
+            let mut bytes = bytes;
+            let at = at.unwrap();
+            bytes[at..at + bad.len()].copy_from_slice(bad.as_bytes());
+            let mut receiver = Receiver::new(&trap.root).unwrap();
+            let error = receiver.apply(&bytes).unwrap_err();
+            assert!(matches!(error, StorageError::Batch { .. }), "{error}");
+            assert_eq!(fs::read_dir(&trap.root).unwrap().count(), 0, "{bad}");
+        }
+    }
+}
+
+/// Opening a pipe would wait, opening a device would do whatever the device does.
+#[test]
+fn nothing_but_a_file_is_opened_for_contents() {
+    if !ready("nothing_but_a_file_is_opened_for_contents") {
+        return;
+    }
+    let trap = Trap::new();
+    let at = path("node");
+    for kind in [
+        NodeKind::Fifo,
+        NodeKind::Character,
+        NodeKind::Block,
+        NodeKind::Socket,
+    ] {
+        for record in &one_of_each(at, path("other"))[..3] {
+            // A device number that no driver has: were it opened, the error would be another.
+            let rdev = match kind {
+                NodeKind::Fifo | NodeKind::Socket => 0,
+                NodeKind::Character | NodeKind::Block => nix::sys::stat::makedev(4000, 1),
+            };
+            let mut receiver = Receiver::new(&trap.root).unwrap();
+            let node = Record::Node {
+                path: at,
+                kind,
+                rdev,
+            };
+            receiver.apply(&batch(&[node])).unwrap();
+            let error = receiver
+                .apply(&batch(std::slice::from_ref(record)))
+                .unwrap_err();
+            assert!(
+                matches!(error, StorageError::NotAFile { .. }),
+                "{kind:?}: {error}"
+            );
+        }
+    }
+    for bad in [path(""), path("missing")] {
+        for record in &one_of_each(bad, path("other"))[..3] {
+            let mut receiver = Receiver::new(&trap.root).unwrap();
+            receiver
+                .apply(&batch(std::slice::from_ref(record)))
+                .unwrap_err();
+        }
+    }
+}
+
+#[test]
+fn a_file_with_another_name_is_replaced_and_not_written_to() {
+    let trap = Trap::new();
+    fs::write(trap.root.join("one"), "kept").unwrap();
+    fs::hard_link(trap.root.join("one"), trap.root.join("two")).unwrap();
+    let (at, bytes): (_, &[u8]) = (path("two"), b"new");
+    let mut receiver = Receiver::new(&trap.root).unwrap();
+    let file = Record::File { path: at, size: 3 };
+    let data = Record::Data {
+        path: at,
+        offset: 0,
+        bytes,
+    };
+    receiver.apply(&batch(&[file, data])).unwrap();
+    assert_eq!(fs::read(trap.root.join("one")).unwrap(), b"kept");
+    assert_eq!(fs::read(trap.root.join("two")).unwrap(), b"new");
+}
+
+#[test]
+fn a_root_that_is_a_link_is_meant_by_who_gives_it() {
+    let trap = Trap::new();
+    symlink("root", trap.dir.path().join("alias")).unwrap();
+    let mut receiver = Receiver::new(&trap.dir.path().join("alias")).unwrap();
+    receiver
+        .apply(&batch(&[Record::Directory { path: path("d") }]))
+        .unwrap();
+    assert!(trap.root.join("d").is_dir());
+    Receiver::new(&trap.dir.path().join("missing")).unwrap_err();
+    Receiver::new(&trap.dir.path().join("outside/precious")).unwrap_err();
+}
+
+/// Records that fit together by chance, with bytes changed here and there.
+#[test]
+fn nothing_outside_changes_whatever_is_sent() {
+    if !ready("nothing_outside_changes_whatever_is_sent") {
+        return;
+    }
+    let (deadline, mut seed) = (deadline(), first_seed());
+    while Instant::now() < deadline {
+        let trap = Trap::new();
+        let before = trap.outside();
+        let mut dice = StdRng::seed_from_u64(seed);
+        let (mut good, mut all) = (0, 0);
+        let mut receiver = Receiver::new(&trap.root).unwrap();
+        for _ in 0..400 {
+            let bytes = random_batch(&mut dice);
+            all += 1;
+            good += usize::from(receiver.apply(&bytes).is_ok());
+            if dice.random_bool(0.02) {
+                receiver = Receiver::new(&trap.root).unwrap();
+            }
+        }
+        assert_eq!(trap.outside(), before, "seed {seed}");
+        assert!(
+            good > all / 50,
+            "seed {seed}: only {good} of {all} did anything"
+        );
+        println!("seed {seed}: {good} of {all} batches applied");
+        run(trap.dir.path(), &["rm", "-rf", "root"]);
+        seed += 1;
+    }
+}
+
+fn random_batch(dice: &mut StdRng) -> Vec<u8> {
+    const PATHS: [&str; 12] = [
+        "a",
+        "b",
+        "a/b",
+        "a/b/c",
+        "link",
+        "link/precious",
+        "link/x",
+        "a/link",
+        "a/link/precious",
+        "a/link/sub/precious",
+        "",
+        HOLDER,
+    ];
+    const TARGETS: [&str; 6] = [
+        "..",
+        "../outside",
+        "../../outside",
+        "a",
+        "link",
+        "/proc/self/cwd",
+    ];
+    const BAD: [&str; 4] = ["../outside", "a/../../ou", "link/../ou", "/etc/hosts"];
+    let pick = |dice: &mut StdRng| path(PATHS.choose(dice).unwrap());
+    let mut records = Vec::new();
+    for _ in 0..dice.random_range(1..3) {
+        let (at, other) = (pick(dice), pick(dice));
+        let mut each = one_of_each(at, other);
+        each.push(Record::Symlink {
+            path: at,
+            target: TARGETS.choose(dice).unwrap().as_bytes(),
+        });
+        each.push(Record::Directory { path: at });
+        records.push(each.choose(dice).unwrap().clone());
+    }
+    let mut bytes = batch(&records);
+    if dice.random_bool(0.3) {
+        let holder = HOLDER.as_bytes();
+        let bad = BAD.choose(dice).unwrap().as_bytes();
+        while let Some(at) = bytes.windows(holder.len()).position(|part| part == holder) {
+            bytes[at..at + bad.len()].copy_from_slice(bad);
+        }
+    }
+    for _ in 0..[0, 0, 0, 0, 1, 3].choose(dice).copied().unwrap_or(0) {
+        let at = dice.random_range(0..bytes.len());
+        bytes[at] = match dice.random_range(0..3) {
+            0 => dice.random(),
+            1 => b'.',
+            _ => b'/',
+        };
+    }
+    if dice.random_bool(0.1) {
+        bytes.truncate(dice.random_range(0..=bytes.len()));
+    }
+    bytes
+}
