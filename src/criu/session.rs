@@ -2,51 +2,25 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use prost::Message;
 
-use super::request::Directories;
+use super::place::Place;
 use super::rpc::{FeatureFlags, Kind, Options, Request, Response};
 use super::stats::{DumpStats, RestoreStats, dump_stats, restore_stats};
-use super::{Criu, CriuError, DumpRequest, LogTail, Notify, RestoreRequest, Verdict};
-use crate::sys::before_exec::{self, BeforeExec, before_exec};
+use super::{Criu, CriuError, DumpRequest, LogTail, Notify, RestoreRequest, Spawn, Verdict};
 use crate::sys::packet;
 
 /// The longest message CRIU may send.
 const LONGEST: usize = 1 << 20;
 /// How long CRIU may take to end once it has answered.
 const FAREWELL: Duration = Duration::from_secs(10);
-
-/// Where and with what CRIU runs.
-#[derive(Debug, Default)]
-pub struct Spawn {
-    /// The cgroup CRIU is in from its first instruction, and so everything it restores.
-    pub cgroup: Option<PathBuf>,
-    /// Whether that cgroup becomes the root of a cgroup namespace of its own, for everything restored.
-    pub new_cgroup_namespace: bool,
-    /// The network namespace CRIU runs in.
-    pub network: Option<OwnedFd>,
-    /// Where CRIU's own standard error goes; none: kept, and told when it fails.
-    pub stderr: Option<File>,
-    /// File descriptors CRIU is given; see [`pass`](Self::pass).
-    pub passed: Vec<OwnedFd>,
-}
-
-impl Spawn {
-    /// Gives CRIU a file descriptor, for a page server or for `inherit_fd`, and tells the number to name in the
-    /// request. This process's copy is closed as soon as CRIU has been started.
-    pub fn pass(&mut self, fd: OwnedFd) -> i32 {
-        let number = before_exec::number(&fd);
-        self.passed.push(fd);
-        number
-    }
-}
 
 /// A dump that is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,32 +77,7 @@ impl Session {
         let kept = memfd_create("criu-stderr", MFdFlags::MFD_CLOEXEC);
         let kept = kept.map_err(|e| failed("make a file for its errors")(e.into()))?;
         let kept = File::from(kept);
-        let stderr = match spawn.stderr {
-            Some(file) => Ok(file),
-            None => kept.try_clone(),
-        };
-        let cgroup = spawn.cgroup.map(|cgroup| open_procs(&cgroup)).transpose();
-        let mut command = Command::new(program);
-        command
-            .arg("swrk")
-            .arg(before_exec::number(&theirs).to_string())
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr.map_err(failed("share the file for its errors"))?);
-        let mut pass = spawn.passed;
-        pass.push(theirs);
-        let steps = BeforeExec {
-            cgroup: cgroup.map_err(failed("open its cgroup"))?,
-            new_cgroup_namespace: spawn.new_cgroup_namespace,
-            network: spawn.network,
-            new_session: false,
-            pass,
-        };
-        before_exec(&mut command, steps);
-        let child = command
-            .spawn()
-            .map_err(failed("join its cgroup and namespaces and execute it"))?;
+        let child = spawn.start(program, theirs, &kept)?;
         Ok(Self {
             child: Some(child),
             socket,
@@ -402,63 +351,4 @@ fn failed(request: &'static str, response: &Response, mut log: LogTail) -> CriuE
         message: message.unwrap_or_else(|| "it does not say why".to_owned()),
         log,
     }
-}
-
-/// The directories of a request. CRIU opens them through `/proc/<our pid>/fd`, so they are open here, under
-/// whatever numbers they have, as long as the request lasts.
-struct Place {
-    images: File,
-    work: File,
-}
-
-impl Place {
-    fn open(images: &Path, work: Option<&Path>) -> Result<Self, CriuError> {
-        let open = |purpose, path: &Path| {
-            let opened = File::open(path).and_then(|file| {
-                if file.metadata()?.is_dir() {
-                    Ok(file)
-                } else {
-                    Err(io::ErrorKind::NotADirectory.into())
-                }
-            });
-            opened.map_err(|source| CriuError::Directory {
-                purpose,
-                path: path.to_owned(),
-                source,
-            })
-        };
-        Ok(Self {
-            images: open("images", images)?,
-            work: open("work", work.unwrap_or(images))?,
-        })
-    }
-
-    fn directories(&self) -> Directories {
-        Directories {
-            images: self.images.as_raw_fd(),
-            work: self.work.as_raw_fd(),
-        }
-    }
-
-    /// A file of the work directory, as a path that follows the directory even where it was renamed.
-    fn path(&self, name: &str) -> PathBuf {
-        let directory = format!("/proc/self/fd/{}", self.work.as_raw_fd());
-        Path::new(&directory).join(name)
-    }
-
-    fn read(&self, name: &str) -> Option<Vec<u8>> {
-        std::fs::read(self.path(name)).ok()
-    }
-
-    fn log(&self, name: &str) -> LogTail {
-        let file = File::open(self.path(name));
-        file.and_then(|mut file| LogTail::read(&mut file))
-            .unwrap_or_default()
-    }
-}
-
-fn open_procs(cgroup: &Path) -> io::Result<File> {
-    File::options()
-        .write(true)
-        .open(cgroup.join("cgroup.procs"))
 }

@@ -1,0 +1,83 @@
+//! How a CRIU worker is started.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use super::CriuError;
+use crate::sys::before_exec::{self, BeforeExec, before_exec};
+
+/// Where and with what CRIU runs.
+#[derive(Debug, Default)]
+pub struct Spawn {
+    /// The cgroup CRIU is in from its first instruction, and so everything it restores.
+    pub cgroup: Option<PathBuf>,
+    /// Whether that cgroup becomes the root of a cgroup namespace of its own, for everything restored.
+    pub new_cgroup_namespace: bool,
+    /// The network namespace CRIU runs in.
+    pub network: Option<OwnedFd>,
+    /// Where CRIU's own standard error goes; none: kept, and told when it fails.
+    pub stderr: Option<File>,
+    /// File descriptors CRIU is given; see [`pass`](Self::pass).
+    pub passed: Vec<OwnedFd>,
+}
+
+impl Spawn {
+    /// Gives CRIU a file descriptor, for a page server or for `inherit_fd`, and tells the number to name in the
+    /// request. This process's copy is closed as soon as CRIU has been started.
+    pub fn pass(&mut self, fd: OwnedFd) -> i32 {
+        let number = before_exec::number(&fd);
+        self.passed.push(fd);
+        number
+    }
+
+    /// Starts `program` as a worker that speaks on `socket`. Its errors go to `kept` where no place was named.
+    pub(super) fn start(
+        self,
+        program: &Path,
+        socket: OwnedFd,
+        kept: &File,
+    ) -> Result<Child, CriuError> {
+        let failed = |operation| {
+            move |source| CriuError::Start {
+                operation,
+                program: program.to_owned(),
+                source,
+            }
+        };
+        let stderr = match self.stderr {
+            Some(file) => Ok(file),
+            None => kept.try_clone(),
+        };
+        let cgroup = self.cgroup.map(|cgroup| open_procs(&cgroup)).transpose();
+        let mut command = Command::new(program);
+        command
+            .arg("swrk")
+            .arg(before_exec::number(&socket).to_string())
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr.map_err(failed("share the file for its errors"))?);
+        let mut pass = self.passed;
+        pass.push(socket);
+        let steps = BeforeExec {
+            cgroup: cgroup.map_err(failed("open its cgroup"))?,
+            new_cgroup_namespace: self.new_cgroup_namespace,
+            network: self.network,
+            new_session: false,
+            pass,
+        };
+        before_exec(&mut command, steps);
+        command
+            .spawn()
+            .map_err(failed("join its cgroup and namespaces and execute it"))
+    }
+}
+
+fn open_procs(cgroup: &Path) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .open(cgroup.join("cgroup.procs"))
+}
