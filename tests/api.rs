@@ -130,6 +130,15 @@ impl Backend for Fake {
         std::thread::sleep(Duration::from_millis(10));
         Ok(self.status(name)?.state == ContainerState::Stopped)
     }
+    fn tend(&self, _: &Name) -> Result<(), DaemonError> {
+        Ok(())
+    }
+    fn settle(&self, name: &Name) -> Result<bool, DaemonError> {
+        Ok(self.status(name)?.state == ContainerState::Stopped)
+    }
+    fn forget(&self, name: &Name) -> Result<(), DaemonError> {
+        Err(DaemonError::NoSuchContainer { name: name.clone() })
+    }
     fn templates(&self) -> Result<Vec<TemplateInfo>, DaemonError> {
         Ok(vec![TemplateInfo {
             name: "busybox".parse().unwrap(),
@@ -333,6 +342,17 @@ async fn a_migrating_container_is_left_alone() {
 #[tokio::test]
 async fn bad_input_is_refused_and_the_field_named() {
     let served = given_a_daemon();
+    served.create("web", true).await;
+    let kill = served
+        .client
+        .tell("/v1/containers/web/kill", &json!({"signal": "NONE"}))
+        .await;
+    check_refused(kill, "bad-field");
+    served
+        .client
+        .delete("/v1/containers/web?force=true")
+        .await
+        .unwrap();
     for (body, code, field) in [
         (
             json!({"name": "UPPER", "template": "busybox"}),

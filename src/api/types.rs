@@ -138,15 +138,17 @@ pub struct LogLine {
 pub struct Process {
     /// Its id on the host.
     pub pid: i32,
-    /// Its id inside, where it can be told.
-    pub inner_pid: Option<i32>,
-    /// Its parent's id on the host.
-    pub parent: i32,
-    /// R, S, D, …
-    pub state: String,
-    /// Its memory in core.
-    pub resident: Bytes,
-    /// Its command line.
+    /// Its id in the container.
+    pub inner_pid: i32,
+    /// Its user id.
+    pub uid: u32,
+    /// What it does: `R` runs, `S` sleeps, `D` waits for the kernel, `T` is stopped, `Z` has ended.
+    pub state: char,
+    /// How many threads it has.
+    pub threads: u32,
+    /// Its memory in RAM, shared parts included.
+    pub memory: Bytes,
+    /// Its command line, or its name where it has none.
     pub command: String,
 }
 

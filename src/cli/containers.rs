@@ -136,19 +136,22 @@ impl Ps {
         let path = format!("/v1/containers/{}/ps", self.name);
         let all: Vec<Process> = session.client.get(&path).await?;
         session.print(&all, |all| {
-            let mut table = table(&["PID", "HOST PID", "PARENT", "STATE", "MEMORY", "COMMAND"]);
-            right(&mut table, &[0, 1, 2, 4]);
+            let mut table = table(&[
+                "PID", "HOST PID", "USER", "STATE", "THREADS", "MEMORY", "COMMAND",
+            ]);
+            right(&mut table, &[0, 1, 2, 4, 5]);
             for process in all {
                 table.add_row([
-                    or_dash(process.inner_pid),
+                    process.inner_pid.to_string(),
                     process.pid.to_string(),
-                    process.parent.to_string(),
-                    process.state.clone(),
-                    process.resident.to_string(),
+                    process.uid.to_string(),
+                    process.state.to_string(),
+                    process.threads.to_string(),
+                    process.memory.to_string(),
                     process.command.clone(),
                 ]);
             }
-            let total: Bytes = all.iter().map(|process| process.resident).sum();
+            let total: Bytes = all.iter().map(|process| process.memory).sum();
             format!("{}\n{} processes, {total}", table.trim_fmt(), all.len())
         })
     }

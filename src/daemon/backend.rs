@@ -35,6 +35,13 @@ pub trait Backend: Send + Sync + 'static {
     fn log(&self, name: &Name) -> PathBuf;
     /// Waits for its command to end, but not for longer than `patience`: whether it has ended.
     fn wait(&self, name: &Name, patience: Duration) -> Result<bool, DaemonError>;
+    /// Sees to what must not be missing while it runs: its shim.
+    fn tend(&self, name: &Name) -> Result<(), DaemonError>;
+    /// Draws the conclusion when its command has ended: frees what only a running container needs. Whether
+    /// there was something to conclude is told.
+    fn settle(&self, name: &Name) -> Result<bool, DaemonError>;
+    /// Gives back what is kept for the name of a container that is not here any more.
+    fn forget(&self, name: &Name) -> Result<(), DaemonError>;
     /// The templates.
     fn templates(&self) -> Result<Vec<TemplateInfo>, DaemonError>;
     /// Makes a template's image, or finds it made.

@@ -7,9 +7,9 @@
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::requests::{self, Request};
+use super::watch::{self, Watched};
 use super::{Backend, DaemonError, Events};
 use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
 use crate::daemon::locks::{Locked, Locks};
@@ -18,9 +18,10 @@ use crate::model::{ContainerState, ContainerStatus, Digest, EventKind, Name};
 /// The containers. Clones are the same containers.
 #[derive(Clone)]
 pub struct Containers {
-    backend: Arc<dyn Backend>,
-    locks: Arc<Locks>,
-    events: Events,
+    pub(super) backend: Arc<dyn Backend>,
+    pub(super) locks: Arc<Locks>,
+    pub(super) events: Events,
+    pub(super) watched: Arc<Watched>,
 }
 
 impl Containers {
@@ -30,6 +31,7 @@ impl Containers {
             backend,
             locks,
             events,
+            watched: Arc::default(),
         }
     }
 
@@ -91,15 +93,23 @@ impl Containers {
         .await
     }
 
-    /// Removes it and everything of it.
+    /// Removes it and everything of it. With `force`, the name of one that moved to another host becomes
+    /// free here, too.
     pub async fn delete(&self, name: &Name, force: bool) -> Result<(), DaemonError> {
-        self.work(name, Request::Delete { force }, move |this, locked| {
+        let deleted = self.work(name, Request::Delete { force }, move |this, locked| {
             this.backend.delete(locked.name(), force)?;
             let name = locked.name().clone();
             this.events.emit(EventKind::Removed { name });
             Ok(())
-        })
-        .await
+        });
+        match deleted.await {
+            Err(DaemonError::NoSuchContainer { .. }) if force => {
+                let name = name.clone();
+                self.read("a name", move |backend| backend.forget(&name))
+                    .await
+            }
+            other => other,
+        }
     }
 
     /// Runs a command in it; the child's outputs are pipes.
@@ -155,35 +165,10 @@ impl Containers {
         self.read("the leases", |backend| backend.leases()).await
     }
 
-    /// From now on, tells when this container's command ends.
+    /// From now on, tends to this container while its command runs, and draws the conclusion when it ends.
+    /// One that is watched already is watched once.
     pub fn watch(&self, name: Name) {
-        /// How long one wait lasts; the thread is free for others in between.
-        const TURN: Duration = Duration::from_secs(20);
-        let this = self.clone();
-        tokio::spawn(async move {
-            loop {
-                let waited = name.clone();
-                let ended = this
-                    .read("a wait", move |backend| backend.wait(&waited, TURN))
-                    .await;
-                match ended {
-                    Ok(false) => {}
-                    Ok(true) => break,
-                    // Deleted or moved away meanwhile: whoever did it has told so.
-                    Err(_) => return,
-                }
-            }
-            // Under the lock, so that it is not told after somebody deleted it.
-            let Ok(locked) = this.locks.lock(&name).await else {
-                return;
-            };
-            if let Ok(status) = this.status(&name).await
-                && status.state == ContainerState::Stopped
-            {
-                this.events
-                    .container(locked.name(), ContainerState::Stopped);
-            }
-        });
+        watch::watch(self, name);
     }
 
     /// Part of the work, not of the answer: a client that hangs up must not leave its container unwatched.

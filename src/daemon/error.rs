@@ -288,6 +288,26 @@ impl DaemonError {
     }
 }
 
+fn of_container(error: &ContainerError) -> Class {
+    use Kind::{Absent, Conflict, Failed, Invalid, Unavailable};
+    match error {
+        ContainerError::NotFound { .. } => Class::new(Absent, "no-such-container"),
+        ContainerError::Exists { .. } => Class::new(Conflict, "name-in-use").field("name"),
+        ContainerError::State(_) => Class::new(Conflict, "wrong-state"),
+        ContainerError::NoProcess { .. } => Class::new(Conflict, "not-running"),
+        ContainerError::NoImage { .. } => Class::new(Absent, "no-such-image"),
+        ContainerError::Wish { .. } => Class::new(Invalid, "bad-field"),
+        ContainerError::Cgroup {
+            source: CgroupError::Controller { .. },
+            ..
+        } => Class::new(Unavailable, "no-controller").field("limits"),
+        ContainerError::Network { source, .. } => of_network(source),
+        // What was taken back does not matter to whoever asked.
+        ContainerError::Undo { cause, .. } => of_container(cause),
+        _ => Class::new(Failed, "container"),
+    }
+}
+
 fn of_network(error: &NetError) -> Class {
     use Kind::{Conflict, Failed, Invalid, Unavailable};
     match error {

@@ -8,7 +8,7 @@
 //! | migrating | –     | –    | –    | yes| –           | –       |
 //! | arriving  | –     | –    | –    | –  | –           | –       |
 //! | in-doubt  | –     | –    | –    | –  | –           | –       |
-//! | stopped   | –     | –    | –    | –  | yes         | –       |
+//! | stopped   | yes   | –    | –    | –  | yes         | –       |
 //!
 //! A container that is on its way is left alone: a signal sent after its dump would be lost with the frozen
 //! copy, a process added to it could not be moved, and deleting one that is in doubt could delete the only
@@ -85,7 +85,7 @@ pub fn allowed(
         | (Running, Request::Kill | Request::Exec | Request::Ps | Request::Migrate)
         | (Running | Creating, Request::Delete { force: true })
         | (Migrating, Request::Ps)
-        | (Stopped, Request::Delete { .. }) => Ok(()),
+        | (Stopped, Request::Start | Request::Delete { .. }) => Ok(()),
 
         (Creating, _) => no(
             "being-created",
@@ -130,9 +130,7 @@ pub fn allowed(
         (Stopped, _) => no(
             "stopped",
             "its command has ended",
-            format!(
-                "`godwit logs {name}` may say why; delete it with `godwit delete {name}` and run it again"
-            ),
+            format!("`godwit logs {name}` may say why; `godwit start {name}` runs it again"),
         ),
     }
 }
@@ -164,7 +162,7 @@ mod test {
             (Migrating, "00010 00"),
             (Arriving, "00000 00"),
             (InDoubt, "00000 00"),
-            (Stopped, "00001 10"),
+            (Stopped, "10001 10"),
         ];
         let name = "web".parse().unwrap();
         for (state, row) in rows {

@@ -1,14 +1,18 @@
 //! The containers of this host, made by the rooms.
 
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::process::Child;
-use std::sync::Arc;
+use std::process::{Child, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::backend::Say;
 use super::{Backend, Context, DaemonError, template};
 use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
-use crate::model::{ContainerSpec, ContainerStatus, Digest, Lease, Name};
+use crate::container::shim::{self, ShimError};
+use crate::container::{self, ContainerError, Host, Record, place};
+use crate::model::{ContainerSpec, ContainerState, ContainerStatus, Digest, Lease, Name, User};
 use crate::oci::{self, Overrides};
 use crate::rootfs::StoreError;
 
@@ -18,16 +22,18 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// The containers of this host.
 pub struct Rooms {
     context: Arc<Context>,
+    /// The read ends of the containers' outputs, and what else a new shim needs to take the place of one that
+    /// has died.
+    pipes: Mutex<HashMap<Name, Vec<OwnedFd>>>,
 }
-
-const CONTAINERS: DaemonError = DaemonError::NotYet {
-    what: "a container",
-};
 
 impl Rooms {
     /// Those of this host.
     pub fn new(context: Arc<Context>) -> Self {
-        Self { context }
+        Self {
+            context,
+            pipes: Mutex::default(),
+        }
     }
 
     /// The image that is asked for, and what it runs where nothing else is said.
@@ -89,11 +95,11 @@ impl Rooms {
 
 impl Backend for Rooms {
     fn list(&self) -> Result<Vec<ContainerStatus>, DaemonError> {
-        Ok(Vec::new())
+        Ok(container::list(self.host())?)
     }
 
     fn status(&self, name: &Name) -> Result<ContainerStatus, DaemonError> {
-        Err(DaemonError::NoSuchContainer { name: name.clone() })
+        container::status(self.host(), name).map_err(|e| absent(e, name))
     }
 
     fn create(&self, request: &CreateRequest, say: Say<'_>) -> Result<(), DaemonError> {
@@ -101,40 +107,113 @@ impl Backend for Rooms {
         let lease = self.lease(request)?;
         let made = self
             .spec(request, &template, image, lease)
-            .and_then(|_spec| Err(CONTAINERS));
+            .and_then(|spec| self.make(&spec, request.start));
         if made.is_err() {
             self.give_back(&request.name);
         }
         made
     }
 
-    fn start(&self, _: &Name) -> Result<(), DaemonError> {
-        Err(CONTAINERS)
+    fn start(&self, name: &Name) -> Result<(), DaemonError> {
+        container::start(self.host(), name)?;
+        Ok(())
     }
 
-    fn kill(&self, _: &Name, _: i32, _: bool) -> Result<(), DaemonError> {
-        Err(CONTAINERS)
+    fn kill(&self, name: &Name, signal: i32, all: bool) -> Result<(), DaemonError> {
+        Ok(container::kill(self.host(), name, signal, all)?)
     }
 
-    fn delete(&self, _: &Name, _: bool) -> Result<(), DaemonError> {
-        Err(CONTAINERS)
+    fn delete(&self, name: &Name, force: bool) -> Result<(), DaemonError> {
+        container::delete(self.host(), name, force)?;
+        self.drop_pipes(name);
+        Ok(self.context.leases.release(name)?)
     }
 
-    fn exec(&self, _: &Name, _: &ExecRequest) -> Result<Child, DaemonError> {
-        Err(CONTAINERS)
+    fn exec(&self, name: &Name, request: &ExecRequest) -> Result<Child, DaemonError> {
+        let user = match &request.user {
+            Some(text) => Some(self.user(name, text)?),
+            None => None,
+        };
+        let request = container::ExecRequest {
+            command: request.command.clone(),
+            env: request.env.clone(),
+            cwd: request.cwd.as_ref().map(PathBuf::from),
+            user,
+            stdin: Stdio::null(),
+            stdout: Stdio::piped(),
+            stderr: Stdio::piped(),
+        };
+        Ok(container::exec(self.host(), name, request)?)
     }
 
-    fn ps(&self, _: &Name) -> Result<Vec<Process>, DaemonError> {
-        Err(CONTAINERS)
+    fn ps(&self, name: &Name) -> Result<Vec<Process>, DaemonError> {
+        let all = container::ps(self.host(), name)?;
+        let process = |info: container::ProcessInfo| Process {
+            pid: info.pid,
+            inner_pid: info.inner_pid,
+            uid: info.uid,
+            state: info.state,
+            threads: info.threads,
+            memory: info.memory,
+            command: info.command,
+        };
+        Ok(all.into_iter().map(process).collect())
     }
 
     fn log(&self, name: &Name) -> PathBuf {
-        let state = &self.context.config.state_dir;
-        state.join("containers").join(name.as_str()).join("log")
+        self.host().log(name)
     }
 
-    fn wait(&self, _: &Name, _: Duration) -> Result<bool, DaemonError> {
-        Err(CONTAINERS)
+    fn wait(&self, name: &Name, patience: Duration) -> Result<bool, DaemonError> {
+        let ended = container::wait(self.host(), name, patience);
+        if ended.is_err() {
+            // It is not here any more: its output is nobody's.
+            self.drop_pipes(name);
+        }
+        Ok(ended?.is_some())
+    }
+
+    fn tend(&self, name: &Name) -> Result<(), DaemonError> {
+        let mut pipes = self.pipes();
+        match shim::Client::connect(&self.host().run(name)) {
+            Ok(mut shim) => {
+                if !pipes.contains_key(name) && shim.state().pid().is_some() {
+                    // An older shim, or one in the middle of something, may not hand them out: then a new
+                    // shim would have to do without.
+                    pipes.insert(name.clone(), shim.pipes().unwrap_or_default());
+                }
+                Ok(())
+            }
+            Err(ShimError::Gone { .. }) => {
+                let kept = pipes.remove(name).unwrap_or_default();
+                drop(pipes);
+                if container::adopt(self.host(), name, &kept)? {
+                    tracing::warn!(container = %name, output_kept = !kept.is_empty(), "its shim had died; it has a new one");
+                }
+                Ok(())
+            }
+            // Asked again in the next turn.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn settle(&self, name: &Name) -> Result<bool, DaemonError> {
+        self.drop_pipes(name);
+        let before = Record::load(self.host(), name)?.state;
+        let after = container::settle(self.host(), name)?.state;
+        Ok(before != after && after == ContainerState::Stopped)
+    }
+
+    fn forget(&self, name: &Name) -> Result<(), DaemonError> {
+        let leases = &self.context.leases;
+        let away = leases
+            .list()
+            .into_iter()
+            .any(|entry| entry.name == *name && entry.moved_to.is_some());
+        if !away {
+            return Err(DaemonError::NoSuchContainer { name: name.clone() });
+        }
+        Ok(leases.release(name)?)
     }
 
     fn templates(&self) -> Result<Vec<TemplateInfo>, DaemonError> {
@@ -166,11 +245,71 @@ impl Backend for Rooms {
 }
 
 impl Rooms {
+    fn host(&self) -> &Host {
+        &self.context.host
+    }
+
+    /// Makes it, and starts it where that is asked. On failure nothing of it is left.
+    fn make(&self, spec: &ContainerSpec, start: bool) -> Result<(), DaemonError> {
+        container::create(self.host(), spec)?;
+        if !start {
+            return Ok(());
+        }
+        container::start(self.host(), &spec.name).map(drop).map_err(|e| {
+            if let Err(e) = place::remove(self.host(), &spec.name) {
+                tracing::warn!(container = %spec.name, "not all of it could be removed: {}", super::chain(&e));
+            }
+            e.into()
+        })
+    }
+
     /// Gives the address back after a failure, which is what is told; a lease that stays is found by the
     /// next start of the daemon.
     fn give_back(&self, name: &Name) {
         if let Err(e) = self.context.leases.release(name) {
             tracing::warn!(container = %name, "its address could not be given back: {}", super::chain(&e));
         }
+    }
+
+    /// `UID` or `UID:GID`; without a group, the container's own.
+    fn user(&self, name: &Name, text: &str) -> Result<User, DaemonError> {
+        let wrong = || DaemonError::Field {
+            field: "user",
+            problem: format!(
+                "{:?} is not a user",
+                text.chars().take(40).collect::<String>()
+            ),
+            remedy: "write it as UID or UID:GID, in numbers".to_owned(),
+        };
+        let number = |text: &str| {
+            text.parse()
+                .ok()
+                .filter(|&id| id != u32::MAX)
+                .ok_or_else(wrong)
+        };
+        let (uid, gid) = match text.split_once(':') {
+            Some((uid, gid)) => (number(uid)?, number(gid)?),
+            None => (number(text)?, self.status(name)?.spec.user.gid),
+        };
+        Ok(User {
+            uid,
+            gid,
+            groups: Vec::new(),
+        })
+    }
+
+    fn pipes(&self) -> MutexGuard<'_, HashMap<Name, Vec<OwnedFd>>> {
+        self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_pipes(&self, name: &Name) {
+        self.pipes().remove(name);
+    }
+}
+
+fn absent(error: ContainerError, name: &Name) -> DaemonError {
+    match error {
+        ContainerError::NotFound { .. } => DaemonError::NoSuchContainer { name: name.clone() },
+        e => e.into(),
     }
 }

@@ -72,6 +72,9 @@ async fn serve(context: Arc<Context>) -> Result<(), DaemonError> {
     let why = until_asked_to_end().await?;
     tracing::info!("{why}: ending; containers run on");
     service::tell(&[NotifyState::Stopping]);
+    if let Some(outside) = &daemon.outside {
+        outside.migrations.stop();
+    }
     daemon.stopping.cancel();
     // Whoever comes now is told that there is no daemon, and not kept waiting for one.
     let _ = std::fs::remove_file(&socket);
@@ -84,9 +87,8 @@ async fn serve(context: Arc<Context>) -> Result<(), DaemonError> {
 
 fn assemble(context: &Arc<Context>) -> Result<Daemon, DaemonError> {
     let backend = Arc::new(Rooms::new(Arc::clone(context)));
-    let locks = Arc::clone(&context.locks);
     let events = context.events.clone();
-    let containers = Containers::new(backend, locks, events.clone());
+    let containers = Containers::new(backend, Arc::clone(&context.locks), events.clone());
     let migrations = Migrations::new(Arc::clone(context), containers.clone())?;
     Ok(Daemon {
         facts: context.facts.clone(),

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::types::{CreateRequest, KillRequest, Process};
 use super::{Answer, Body, Handle, Options, Segment};
+use crate::container;
 use crate::daemon::DaemonError;
 use crate::model::{ContainerStatus, Name};
 
@@ -122,52 +123,12 @@ pub async fn kill(
     Segment(name): Segment<Name>,
     Body(request): Body<KillRequest>,
 ) -> Answer<StatusCode> {
-    let signal = signal_number(&request.signal)?;
+    let signal = container::kill::signal_number(&request.signal).map_err(DaemonError::from)?;
     daemon.containers.kill(&name, signal, request.all).await?;
     Ok(StatusCode::NO_CONTENT)
-}
-
-/// `TERM`, `SIGTERM`, `term` or `15`.
-fn signal_number(text: &str) -> Result<i32, DaemonError> {
-    let unknown = || DaemonError::Field {
-        field: "signal",
-        problem: format!(
-            "{:?} is not a signal",
-            text.chars().take(40).collect::<String>()
-        ),
-        remedy: "write a name like TERM or KILL, or a number from 1 to 64".to_owned(),
-    };
-    if let Ok(number) = text.parse::<i32>() {
-        return Some(number)
-            .filter(|n| (1..=64).contains(n))
-            .ok_or_else(unknown);
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let signal: nix::sys::signal::Signal = format!("SIG{name}").parse().map_err(|_| unknown())?;
-    Ok(signal as i32)
 }
 
 /// `GET /v1/containers/{name}/ps`
 pub async fn ps(State(daemon): Handle, Segment(name): Segment<Name>) -> Answer<Json<Vec<Process>>> {
     Ok(Json(daemon.containers.ps(&name).await?))
-}
-
-#[cfg(test)]
-mod test {
-    use super::*;
-
-    #[test]
-    fn a_signal_is_a_name_or_a_number() {
-        for (text, number) in [("TERM", 15), ("SIGKILL", 9), ("hup", 1), ("64", 64)] {
-            assert_eq!(signal_number(text).unwrap(), number);
-        }
-        for bad in ["", "0", "65", "-9", "SIG", "TERMINATE"] {
-            assert_eq!(
-                signal_number(bad).unwrap_err().field(),
-                Some("signal"),
-                "{bad}"
-            );
-        }
-    }
 }
