@@ -215,11 +215,8 @@ impl DaemonError {
             Self::NotInDoubt { .. } => Class::new(Conflict, "not-in-doubt"),
             Self::CancelAtSource { .. } => Class::new(Conflict, "cancel-at-source"),
             Self::Migration(_) => Class::new(Elsewhere, "migration"),
-            Self::Container(ContainerError::NotFound { .. }) => {
-                Class::new(Absent, "no-such-container")
-            }
             Self::Cgroup(_) => Class::new(Failed, "cgroup"),
-            Self::Container(_) => Class::new(Failed, "container"),
+            Self::Container(e) => of_container(e),
             Self::NoSuchPeer { .. } => Class::new(Absent, "no-such-peer"),
             Self::Busy { .. } => Class::new(Conflict, "busy"),
             Self::Alone => Class::new(Unavailable, "no-peers"),

@@ -24,6 +24,7 @@ use super::rooms::Rooms;
 use super::{Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
 use super::{recovery, service};
 use crate::api::server;
+use crate::api::types::MigrationStatus;
 
 /// How long requests and migrations may take to finish once the daemon is to end.
 const FAREWELL: Duration = Duration::from_secs(60);
@@ -74,6 +75,7 @@ async fn serve(context: Arc<Context>) -> Result<(), DaemonError> {
     service::tell(&[NotifyState::Stopping]);
     if let Some(outside) = &daemon.outside {
         outside.migrations.stop();
+        tasks.spawn(until_settled(Arc::clone(&outside.migrations)));
     }
     daemon.stopping.cancel();
     // Whoever comes now is told that there is no daemon, and not kept waiting for one.
@@ -118,6 +120,15 @@ fn lock(run_dir: &Path) -> Result<Flock<File>, DaemonError> {
         },
         errno => io(format!("lock {}", path.display()))(errno.into()),
     })
+}
+
+/// Until no migration is under way. One in doubt may stay so for days; the next daemon takes it up.
+async fn until_settled(migrations: Arc<Migrations>) {
+    const LOOK: Duration = Duration::from_millis(100);
+    let under_way = |status: &MigrationStatus| status.report.is_none() && !status.in_doubt;
+    while migrations.list().iter().any(under_way) {
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 async fn until_asked_to_end() -> Result<&'static str, DaemonError> {
