@@ -142,8 +142,10 @@ pub fn remove(host: &Host, name: &Name) -> Result<(), ContainerError> {
     told(name, failures)
 }
 
-/// Makes the state directory, which must not exist.
+/// Makes the state directory of a container that has no record. What a crash has left of an earlier one, between
+/// its directory and its record, is nobody's.
 pub(super) fn make_state(host: &Host, name: &Name) -> Result<(), ContainerError> {
+    remove_state(host, name)?;
     make_private(&host.state(name), true)
 }
 

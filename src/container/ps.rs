@@ -93,7 +93,7 @@ mod test {
     fn a_process_is_what_proc_tells() {
         let status = "Name:\tredis-server\nState:\tS (sleeping)\nPid:\t812\nNSpid:\t812\t1\n\
             Uid:\t999\t999\t999\t999\nVmRSS:\t    2048 kB\nThreads:\t5\n";
-        let process = parse(812, status, b"redis-server\0--port\0006379\0").unwrap();
+        let process = parse(812, status, b"redis-server\x00--port\x006379\x00").unwrap();
         assert_eq!(
             (process.inner_pid, process.uid, process.threads),
             (1, 999, 5)

@@ -59,3 +59,37 @@ struct MountAttr {
     propagation: u64,
     userns_fd: u64,
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::process::Command;
+
+    #[test]
+    fn a_program_that_runs_cannot_be_written_to() {
+        if !crate::sys::process::is_root() {
+            assert!(std::env::var_os("GODWIT_REQUIRE_ROOT").is_none());
+            println!("SKIP a_program_that_runs_cannot_be_written_to: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        std::fs::copy("/bin/sleep", &path).unwrap();
+        let program = open_read_only(&path).unwrap();
+        let mut child = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+            .arg("60")
+            .spawn()
+            .unwrap();
+        drop(program);
+        let write = |path: &Path| File::options().append(true).open(path);
+        // While it runs nobody can write to it anyway; a descriptor taken then and used later is the danger.
+        let taken = File::open(format!("/proc/{}/exe", child.id())).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let again = format!("/proc/self/fd/{}", taken.as_raw_fd());
+        let refused = write(Path::new(&again)).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
+        write(&path).unwrap();
+    }
+}

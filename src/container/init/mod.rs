@@ -14,10 +14,12 @@ pub mod sync;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
@@ -25,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use super::error::in_one_line;
 use crate::model::User;
 use crate::namespace;
-use crate::sys::clone::Forked;
+use crate::sys::clone::{self, Clone, Forked};
 use crate::sys::pidfd;
 use steps::{FIRST, LATER, StepError, StepFailed};
 use sync::FromInit;
@@ -129,17 +131,43 @@ fn born(plan: &str) -> Result<(Entry, Forked), StepError> {
     Ok((entry, forked))
 }
 
-/// The road of a later process.
+/// The road of a later process. Three come through here:
+///
+/// ```text
+/// caller ── the child it knows ── the keeper ──(into the container)── the command
+/// ```
+///
+/// When the caller kills its child, the keeper notices, kills the command and reaps it. Without a keeper the
+/// command would pass to a stranger, and a container cannot end while a process of it is not reaped.
 fn later() -> ExitCode {
-    let complain = |what: &str, code: u8| {
-        eprintln!("godwit exec: {what}");
-        ExitCode::from(code)
-    };
+    let kept = pidfd::open(std::process::id() as i32)
+        .and_then(|known| Ok((known, clone::clone(&Clone::default())?)));
+    match kept {
+        Ok((_, Forked::Parent(keeper))) => wait_for(keeper),
+        Ok((known, Forked::Child)) => keep(known.as_fd()),
+        Err(error) => complain(&error.to_string(), 125),
+    }
+}
+
+fn complain(what: &str, code: u8) -> ExitCode {
+    eprintln!("godwit exec: {what}");
+    ExitCode::from(code)
+}
+
+/// Brings the command into the container, and ends as it ends, or ends it when `known` has ended.
+fn keep(known: BorrowedFd<'_>) -> ExitCode {
     let (entry, forked) = match entered() {
         Ok(entered) => entered,
         Err(error) => return complain(&in_one_line(&*error), 125),
     };
     if let Forked::Parent(pid) = forked {
+        if let Ok(command) = pidfd::open(pid) {
+            let ends = |fd| PollFd::new(fd, PollFlags::POLLIN);
+            let mut fds = [ends(command.as_fd()), ends(known)];
+            while poll(&mut fds, PollTimeout::NONE) == Err(Errno::EINTR) {}
+            // It has ended already, or must.
+            let _ = pidfd::signal(command.as_fd(), libc::SIGKILL);
+        }
         return wait_for(pid);
     }
     if let Err(error) = steps::take(LATER, &entry) {
@@ -170,7 +198,7 @@ fn wait_for(pid: i32) -> ExitCode {
         match waitpid(Pid::from_raw(pid), None) {
             Ok(WaitStatus::Exited(_, code)) => return ExitCode::from(code as u8),
             Ok(WaitStatus::Signaled(_, signal, _)) => return ExitCode::from(128 + signal as u8),
-            Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+            Ok(_) | Err(Errno::EINTR) => {}
             Err(_) => return ExitCode::from(125),
         }
     }

@@ -81,7 +81,7 @@ pub const LATER: &[Step] = &[
     ("give up capabilities", |entry| {
         Ok(security::settle_capabilities(entry.user.uid == 0)?)
     }),
-    ("end with its caller", |_| {
+    ("end with its keeper", |_| {
         // After the change of the user, which would undo it.
         Ok(nix::sys::prctl::set_pdeathsig(
             nix::sys::signal::Signal::SIGKILL,

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+use nix::sys::stat::fstat;
 
 use super::EXIT_FILE;
 use super::wire::{Exit, Report, Request, RestoreRequest, ShimState};
@@ -130,6 +131,22 @@ impl Client {
     /// Duplicates of the read ends of the output, and the pidfd: see [`Request::Pipes`].
     pub fn pipes(&mut self) -> Result<Vec<OwnedFd>, ShimError> {
         self.ask(&Request::Pipes, &[])
+    }
+
+    /// The inode numbers of the pipes of standard output and standard error: by these CRIU knows them in a dump.
+    /// None, when the shim has adopted a container whose pipes were lost.
+    pub fn stdio_inodes(&mut self) -> Result<Option<[u64; 2]>, ShimError> {
+        let fds = self.pipes()?;
+        let [out, err, ..] = fds.as_slice() else {
+            return Ok(None);
+        };
+        let inode = |fd: &OwnedFd| {
+            let failed = ShimError::io("look at the pipes of", &self.directory);
+            fstat(fd)
+                .map(|stat| stat.st_ino)
+                .map_err(|errno| failed(errno.into()))
+        };
+        Ok(Some([inode(out)?, inode(err)?]))
     }
 
     /// Takes over a container that runs, with what [`Client::pipes`] of the shim before gave.

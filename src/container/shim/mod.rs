@@ -100,3 +100,6 @@ pub fn run(arguments: impl Iterator<Item = OsString>, restorer: &dyn Restorer) -
 pub fn socket(directory: &std::path::Path) -> PathBuf {
     directory.join(SOCKET)
 }
+
+#[cfg(test)]
+mod test;

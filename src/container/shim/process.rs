@@ -92,9 +92,13 @@ fn exit_of_anothers(process: &OwnedFd) -> Option<i32> {
 }
 
 /// Reaps children of the shim that nobody waits for: orphans that came to it as to their subreaper. The
-/// process with the id `but` is left alone.
+/// process with the id `but` is left alone, and so are the children of other threads: orphans come to the first
+/// thread, which is the one that serves.
 pub fn reap_strays(but: Option<i32>) {
-    let peek = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    let peek = WaitPidFlag::WEXITED
+        | WaitPidFlag::WNOHANG
+        | WaitPidFlag::WNOWAIT
+        | WaitPidFlag::__WNOTHREAD;
     while let Ok(status) = waitid(Id::All, peek) {
         match status.pid() {
             Some(pid) if Some(pid.as_raw()) != but => drop(waitpid(pid, None)),
@@ -137,30 +141,44 @@ fn start_init(plan: &Path, control: OwnedFd, stdio: &ShimStdio) -> io::Result<Ch
         .spawn()
 }
 
+/// Hears both stages of init, which speak in no order: the first process may be ready, or have failed, before it
+/// is heard that it was born.
 fn get_ready(control: OwnedFd) -> Result<Waiting, String> {
     let mut process = None;
-    let why = loop {
+    let mut outcome = None;
+    while process.is_none() || outcome.is_none() {
         match sync::hear(control.as_fd()) {
             Ok(Some(FromInit::Born { pid })) => match Process::hold(pid, true) {
                 Ok(held) => process = Some(held),
-                Err(error) => break format!("cannot hold the process {pid}: {error}"),
+                Err(error) => {
+                    outcome = Some(Err(format!("cannot hold the process {pid}: {error}")));
+                    break;
+                }
             },
-            Ok(Some(FromInit::Ready)) => match process.take() {
-                Some(process) => return Ok(Waiting { process, control }),
-                None => break "init is ready before it is born".to_owned(),
-            },
-            Ok(Some(FromInit::Failed { step, why })) => break format!("cannot {step}: {why}"),
-            Ok(None) => break "init has ended without a word".to_owned(),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                break format!("init is not ready after {PATIENCE} s");
+            Ok(Some(FromInit::Ready)) => outcome = Some(Ok(())),
+            Ok(Some(FromInit::Failed { step, why })) => {
+                outcome = Some(Err(format!("cannot {step}: {why}")));
             }
-            Err(error) => break format!("cannot hear init: {error}"),
+            Ok(None) => break,
+            Err(error) => {
+                let why = if error.kind() == io::ErrorKind::WouldBlock {
+                    format!("init is not ready after {PATIENCE} s")
+                } else {
+                    format!("cannot hear init: {error}")
+                };
+                outcome = Some(Err(why));
+                break;
+            }
         }
-    };
-    if let Some(process) = process {
-        process.destroy();
     }
-    Err(why)
+    match (process, outcome) {
+        (Some(process), Some(Ok(()))) => Ok(Waiting { process, control }),
+        (process, outcome) => {
+            process.map(Process::destroy);
+            let why = "init has ended without a word".to_owned();
+            Err(outcome.and_then(Result::err).unwrap_or(why))
+        }
+    }
 }
 
 impl Waiting {
