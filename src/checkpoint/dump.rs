@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::{self, JoinHandle};
 
+use caps::{CapSet, Capability};
+
 use super::CheckpointError;
 use crate::cgroup::Cgroup;
 use crate::criu::{Criu, CriuError, DumpDone, DumpRequest, Leave, Notify, Session, Spawn, Verdict};
@@ -58,6 +60,7 @@ impl Held {
         };
         let (server, theirs) = PageServer::pair(criu.version()).map_err(memory)?;
         let mut spawn = Spawn::default();
+        spawn.limits_from_proc = !may_read_limits();
         let request = DumpRequest {
             page_server: Some(spawn.pass(theirs)),
             freeze_cgroup: Some(subject.cgroup.path().to_owned()),
@@ -136,6 +139,12 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.end(Verdict::Refuse).ok();
     }
+}
+
+/// Whether the kernel tells this process the limits of other users' tasks. Where that cannot be found out it is
+/// taken for granted, as it is for root nearly everywhere.
+fn may_read_limits() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(true)
 }
 
 /// Speaks with CRIU to the end. At the last step the cgroup is frozen again, which fences the tasks whatever

@@ -1,10 +1,12 @@
 //! How a CRIU worker is started.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::CriuError;
 use crate::sys::before_exec::{self, BeforeExec, before_exec};
@@ -20,6 +22,9 @@ pub struct Spawn {
     pub network: Option<OwnedFd>,
     /// Where CRIU's own standard error goes; none: kept, and told when it fails.
     pub stderr: Option<File>,
+    /// Whether CRIU is to learn the limits of tasks from `/proc` where the kernel tells them to nobody without
+    /// CAP_SYS_RESOURCE; see `preload.c`.
+    pub limits_from_proc: bool,
     /// File descriptors CRIU is given; see [`pass`](Self::pass).
     pub passed: Vec<OwnedFd>,
 }
@@ -62,6 +67,12 @@ impl Spawn {
             .stderr(stderr.map_err(failed("share the file for its errors"))?);
         let mut pass = self.passed;
         pass.push(socket);
+        if self.limits_from_proc {
+            let preload = preload().map_err(failed("make what it preloads"))?;
+            let number = before_exec::number(&preload);
+            command.env("LD_PRELOAD", format!("/proc/self/fd/{number}"));
+            pass.push(preload);
+        }
         let steps = BeforeExec {
             cgroup: cgroup.map_err(failed("open its cgroup"))?,
             new_cgroup_namespace: self.new_cgroup_namespace,
@@ -74,6 +85,14 @@ impl Spawn {
             .spawn()
             .map_err(failed("join its cgroup and namespaces and execute it"))
     }
+}
+
+/// The object of `preload.c`, as a file without a name.
+fn preload() -> io::Result<OwnedFd> {
+    static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
+    let file = File::from(memfd_create("criu-preload", MFdFlags::MFD_CLOEXEC)?);
+    (&file).write_all(OBJECT)?;
+    Ok(file.into())
 }
 
 fn open_procs(cgroup: &Path) -> io::Result<File> {
