@@ -41,11 +41,12 @@ pub fn span(time: Duration) -> String {
 /// How long ago a time (seconds since the epoch) is.
 pub fn ago(seconds: u64) -> String {
     let then = UNIX_EPOCH + Duration::from_secs(seconds);
-    match SystemTime::now().duration_since(then) {
-        Ok(time) => format!(
-            "{} ago",
-            span(Duration::from_secs(time.as_secs())).replace(".00", "")
-        ),
+    match SystemTime::now()
+        .duration_since(then)
+        .map(|time| time.as_secs())
+    {
+        Ok(seconds @ 0..60) => format!("{seconds} s ago"),
+        Ok(seconds) => format!("{} ago", span(Duration::from_secs(seconds))),
         Err(_) => "in the future".to_owned(),
     }
 }

@@ -8,6 +8,7 @@ use super::config::ConfigError;
 use super::requests::Refusal;
 use crate::cgroup::CgroupError;
 use crate::container::ContainerError;
+use crate::container::shim::ShimError;
 use crate::migration::MigrationError;
 use crate::model::{MigrationId, Name};
 use crate::net::NetError;
@@ -298,6 +299,11 @@ fn of_container(error: &ContainerError) -> Class {
             source: CgroupError::Controller { .. },
             ..
         } => Class::new(Unavailable, "no-controller").field("limits"),
+        ContainerError::Shim {
+            operation: "start",
+            source: ShimError::Refused { .. },
+            ..
+        } => Class::new(Invalid, "command-not-run").field("command"),
         ContainerError::Network { source, .. } => of_network(source),
         // What was taken back does not matter to whoever asked.
         ContainerError::Undo { cause, .. } => of_container(cause),
