@@ -87,7 +87,7 @@ impl Session {
             }
         };
         if !text.is_empty() {
-            writeln!(io::stdout(), "{}", text.trim_end())?;
+            put(text.trim_end())?;
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -105,17 +105,22 @@ impl Session {
                 json.map_err(|e| Failure::new(format!("cannot print: {e}"), "report this defect"))?
             }
         };
-        let mut out = io::stdout().lock();
-        writeln!(out, "{text}")?;
-        out.flush()?;
-        Ok(())
+        Ok(put(&text)?)
     }
 
     /// Says that something was done, to people only.
     pub fn done(&self, text: &str) -> Result<ExitCode, Failure> {
         if self.format == Format::Table {
-            writeln!(io::stdout(), "{text}")?;
+            put(text)?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Prints a text and the end of its line in one write: a reader that stops at the line it wanted (`grep -q`)
+/// then does not end us in the middle of the rest.
+fn put(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(format!("{text}\n").as_bytes())?;
+    out.flush()
 }
