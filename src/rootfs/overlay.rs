@@ -39,6 +39,9 @@ pub fn mount_overlay(layers: &Layers<'_>, target: &Path) -> Result<(), MountErro
     escape(layers.upper, &mut options);
     options.extend_from_slice(b",workdir=");
     escape(layers.work, &mut options);
+    // Features that differ from kernel to kernel, and with which a layer means something only together with the
+    // very file system it was written on. It must mean the same at the next host.
+    options.extend_from_slice(b",index=off,metacopy=off,redirect_dir=off");
     let options = OsString::from_vec(options);
     // A device in an image or in a layer is nothing but a name.
     let flags = MsFlags::MS_NODEV;
