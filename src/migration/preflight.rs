@@ -77,7 +77,9 @@ fn identity(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
 fn room(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
     let mut out = Vec::new();
     let (host, facts) = (&here.facts.name, here.facts);
-    let needed = coming.memory + Bytes(coming.memory.0 / 10) + MEMORY_MARGIN;
+    // Until it runs its memory is here twice: in the page store, from which it can be restored again, and in
+    // the restored container.
+    let needed = coming.memory + coming.memory + MEMORY_MARGIN;
     if facts.memory_available < needed {
         let text = format!(
             "{host} has {} of memory available and {} are needed; move other containers away first",

@@ -10,7 +10,7 @@ use super::restored::RestoredArrival;
 use crate::checkpoint::ImageDirectory;
 use crate::container::{Record, place};
 use crate::daemon::{Context, facts};
-use crate::memory::{Decoder, PageStore, write_images};
+use crate::memory::{Decoder, PageStore, link_images};
 use crate::migration::codec::{Chunk, Frame, Kind};
 use crate::migration::preflight::{Coming, Here, preflight};
 use crate::migration::{Arriving, Cause, Destination, Offer, Summary};
@@ -22,7 +22,7 @@ use crate::storage::Receiver;
 const IMAGES: u64 = 1 << 30;
 /// What the page store may take beyond the memory that was announced: it grows while it is copied.
 const GROWTH: Bytes = Bytes(256 << 20);
-/// Threads that move pages from the store into CRIU's images.
+/// Threads that copy what CRIU cannot read out of the store's own files.
 const THREADS: usize = 2;
 
 /// This host, for containers that come.
@@ -162,7 +162,7 @@ impl Arrival {
             let (here, there) = (complete.pages, summary.pages);
             return Err(format!("{here} pages are listed here and {there} on the source").into());
         }
-        write_images(complete, images.path(), THREADS)?;
+        link_images(complete, images.path(), THREADS)?;
         place::mount_root(&self.coming.context.host, &self.coming.spec)?;
         Ok(())
     }
