@@ -146,6 +146,6 @@ migrate() {
   fi
   # A stream of JSON values: the report is the last.
   jq -s --arg begin "$begin" --arg end "$end" \
-    '{begin: ($begin | tonumber), end: ($end | tonumber), report: last}' \
+    '{"begin": ($begin | tonumber), "end": ($end | tonumber), "report": last}' \
     "$scratch/report.json" >"$scratch/migration-$number.json"
 }
