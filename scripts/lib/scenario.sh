@@ -145,7 +145,7 @@ migrate() {
     return "$status"
   fi
   # A stream of JSON values: the report is the last.
-  jq -s --arg begin "$begin" --arg end "$end" \
-    '{"begin": ($begin | tonumber), "end": ($end | tonumber), "report": last}' \
+  jq -s --arg from "$begin" --arg to "$end" \
+    '{"begin": ($from | tonumber), "end": ($to | tonumber), "report": last}' \
     "$scratch/report.json" >"$scratch/migration-$number.json"
 }
