@@ -127,11 +127,12 @@ def open_files(running):
 
 
 def files():
-    """Files in the host's state and run directories: names, without what an image or a log has in it."""
+    """Files in the host's state and run directories: names, without what an image or a log has in it, and
+    without the journal of migrations, which remembers the last 200."""
     count = collections.Counter()
     for top in ("/run/godwit", "/var/lib/godwit"):
         for path, names, here in os.walk(top):
-            if re.search(r"/images/[^/]+|/rootfs|/upper", path):
+            if re.search(r"/images/[^/]+|/rootfs|/upper|^/var/lib/godwit/migrations", path):
                 names.clear()
                 continue
             for name in here:
