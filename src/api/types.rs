@@ -199,8 +199,22 @@ pub struct MigrationStatus {
     pub progress: Option<Progress>,
     /// How it was, when it has ended.
     pub report: Option<MigrationReport>,
-    /// Whether it has run on neither host since its handover and waits for the two to speak.
-    pub in_doubt: bool,
+    /// What this host knows of it.
+    pub state: MigrationState,
+}
+
+/// What a host knows of a migration. A destination has no report, but it knows this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MigrationState {
+    /// It goes on.
+    UnderWay,
+    /// The container has run on neither host since the handover; it waits for the two to speak.
+    InDoubt,
+    /// It is over: the container runs at the destination.
+    Moved,
+    /// It is over: the container stayed on the source.
+    Stayed,
 }
 
 /// A line of `GET /v1/migrations/{id}/progress`.

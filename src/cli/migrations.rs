@@ -7,7 +7,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::output::Failure;
 use super::table::{table, word};
 use super::{Session, progress, report};
-use crate::api::types::{MigrationStatus, ResolveRequest};
+use crate::api::types::{MigrationState, MigrationStatus, ResolveRequest};
 use crate::model::{MigrationId, Side};
 
 /// Look at migrations, cancel them, decide those in doubt.
@@ -117,11 +117,13 @@ async fn list(session: &Session) -> Result<ExitCode, Failure> {
 }
 
 fn state(status: &MigrationStatus) -> String {
-    match (&status.report, &status.progress) {
-        _ if status.in_doubt => "in doubt".to_owned(),
-        (Some(report), _) => report::verdict(report),
-        (None, Some(progress)) => progress::line(progress),
-        (None, None) => "running".to_owned(),
+    match (&status.report, status.state, &status.progress) {
+        (_, MigrationState::InDoubt, _) => "in doubt".to_owned(),
+        (Some(report), _, _) => report::verdict(report),
+        (None, MigrationState::Moved, _) => format!("moved to {}", status.destination),
+        (None, MigrationState::Stayed, _) => format!("stayed on {}", status.source),
+        (None, MigrationState::UnderWay, Some(progress)) => progress::line(progress),
+        (None, MigrationState::UnderWay, None) => "under way".to_owned(),
     }
 }
 

@@ -11,6 +11,7 @@ mod daemon;
 mod events;
 mod exec;
 mod host;
+mod leases;
 mod logs;
 mod migrate;
 mod migrations;
@@ -99,6 +100,8 @@ enum Verb {
     Peer(peer::Peer),
     /// List templates and build their images.
     Template(template::Template),
+    /// Show which container has which address.
+    Leases(leases::Leases),
     /// Print what happens, as it happens.
     Events(events::Events),
     /// Show what this host is.
@@ -157,6 +160,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<ExitCode, Failure> {
         Verb::Migrations(verb) => verb.run(session).await,
         Verb::Peer(verb) => verb.run(session).await,
         Verb::Template(verb) => verb.run(session).await,
+        Verb::Leases(verb) => verb.run(session).await,
         Verb::Events(verb) => verb.run(session).await,
         Verb::Host(verb) => verb.run(session).await,
         Verb::Daemon(_) => unreachable!("the daemon has been run before"),

@@ -23,8 +23,14 @@ pub fn verdict(report: &MigrationReport) -> String {
 /// Everything: the verdict, the timeline, the rounds, the reasons.
 pub fn report(report: &MigrationReport) -> String {
     let mut text = format!("{} {}\n", report.container, verdict(report));
-    if let Outcome::StayedHere { findings, .. } = &report.outcome {
-        text.push_str(&self::findings(findings));
+    if let Outcome::StayedHere { findings, why } = &report.outcome {
+        // A single reason is most often the verdict's own words.
+        let more: Vec<Finding> = findings
+            .iter()
+            .filter(|finding| !why.contains(&finding.text))
+            .cloned()
+            .collect();
+        text.push_str(&self::findings(&more));
     }
     if matches!(report.outcome, Outcome::InDoubt { .. }) {
         text.push_str(&format!(
@@ -50,6 +56,9 @@ pub fn report(report: &MigrationReport) -> String {
         report.pages,
         report.wire,
     ));
+    if !report.decisions.is_empty() {
+        text.push_str("decisions:\n");
+    }
     for decision in &report.decisions {
         text.push_str(&format!("  {decision}\n"));
     }

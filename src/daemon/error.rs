@@ -265,10 +265,16 @@ impl DaemonError {
                 "stop that one first, or give this one another run_dir".to_owned()
             }
             Self::Network(
-                NetError::AddressAnswers { .. }
-                | NetError::AddressHeld { .. }
-                | NetError::AddressHeldAway { .. },
-            ) => "choose another address, or none to have one chosen".to_owned(),
+                NetError::NameMovedAway { name, host }
+                | NetError::AddressHeldAway {
+                    holder: name, host, ..
+                },
+            ) => format!(
+                "once it is gone from {host}, `godwit delete --force {name}` here frees its name and address"
+            ),
+            Self::Network(NetError::AddressAnswers { .. } | NetError::AddressHeld { .. }) => {
+                "choose another address, or none to have one chosen".to_owned()
+            }
             Self::Template(OciError::NoTemplate { .. }) => {
                 "`godwit template list` shows what each one is made of".to_owned()
             }

@@ -24,7 +24,7 @@ use super::rooms::Rooms;
 use super::{Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
 use super::{recovery, service};
 use crate::api::server;
-use crate::api::types::MigrationStatus;
+use crate::api::types::{MigrationState, MigrationStatus};
 
 /// How long requests and migrations may take to finish once the daemon is to end.
 const FAREWELL: Duration = Duration::from_secs(60);
@@ -125,7 +125,7 @@ fn lock(run_dir: &Path) -> Result<Flock<File>, DaemonError> {
 /// Until no migration is under way. One in doubt may stay so for days; the next daemon takes it up.
 async fn until_settled(migrations: Arc<Migrations>) {
     const LOOK: Duration = Duration::from_millis(100);
-    let under_way = |status: &MigrationStatus| status.report.is_none() && !status.in_doubt;
+    let under_way = |status: &MigrationStatus| status.state == MigrationState::UnderWay;
     while migrations.list().iter().any(under_way) {
         tokio::time::sleep(LOOK).await;
     }

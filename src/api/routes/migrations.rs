@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::broadcast;
 
 use super::ndjson::{self, Lines};
-use super::types::{MigrateAnswer, MigrateRequest, MigrationLine, MigrationStatus, ResolveRequest};
+use super::types::{
+    MigrateAnswer, MigrateRequest, MigrationLine, MigrationState, MigrationStatus, ResolveRequest,
+};
 use super::{Answer, Body, Handle, Segment};
 use crate::daemon::{Daemon, DaemonError, Migrations};
 use crate::model::{Event, EventKind, MigrationId, Name};
@@ -127,15 +129,23 @@ fn look(daemon: &Daemon, id: MigrationId) -> (Option<MigrationLine>, bool) {
         .outside
         .as_ref()
         .and_then(|outside| outside.migrations.get(id));
-    match status {
-        None => {
-            let why = "it is no longer known on this host".to_owned();
-            (Some(MigrationLine::Gone { why }), true)
+    let gone = |why: String| (Some(MigrationLine::Gone { why }), true);
+    let Some(status) = status else {
+        return gone("it is no longer known on this host".to_owned());
+    };
+    match (status.report, status.state) {
+        (Some(report), _) => (Some(MigrationLine::Report(report)), true),
+        (None, MigrationState::UnderWay | MigrationState::InDoubt) => {
+            (status.progress.map(MigrationLine::Progress), false)
         }
-        Some(status) => match (status.report, status.progress) {
-            (Some(report), _) => (Some(MigrationLine::Report(report)), true),
-            (None, progress) => (progress.map(MigrationLine::Progress), false),
-        },
+        (None, MigrationState::Moved) => gone(format!(
+            "it moved to {}; its report is on {}",
+            status.destination, status.source
+        )),
+        (None, MigrationState::Stayed) => gone(format!(
+            "it stayed on {0}; its report is on {0}",
+            status.source
+        )),
     }
 }
 

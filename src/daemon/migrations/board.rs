@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::types::MigrationStatus;
+use crate::api::types::{MigrationState, MigrationStatus};
 use crate::daemon::DaemonError;
 use crate::migration::journal::Directory;
-use crate::migration::{Entry, Journal};
+use crate::migration::{Entry, Journal, JournalState};
 use crate::model::{MigrationId, MigrationReport, Name, Progress, Side};
 
 /// A migration under way.
@@ -46,6 +46,7 @@ impl Board {
         let live = Live {
             status: MigrationStatus {
                 report: None,
+                state: MigrationState::UnderWay,
                 ..status
             },
             cancel,
@@ -65,7 +66,7 @@ impl Board {
     pub fn doubt(&self, id: MigrationId, report: Option<MigrationReport>) -> mpsc::Receiver<Side> {
         let (sender, receiver) = mpsc::channel(1);
         if let Some(live) = self.live().get_mut(&id) {
-            live.status.in_doubt = true;
+            live.status.state = MigrationState::InDoubt;
             live.status.report = report;
             live.decisions = Some(sender);
         }
@@ -128,7 +129,7 @@ impl Board {
                 source_host: source,
             });
         }
-        if found.status.in_doubt {
+        if found.status.state == MigrationState::InDoubt {
             return Err(DaemonError::HandedOver { id });
         }
         found.cancel.cancel();
@@ -163,7 +164,15 @@ impl Board {
             side: entry.side,
             progress: None,
             report: entry.report.clone(),
-            in_doubt: false,
+            state: match entry.state {
+                JournalState::Moved => MigrationState::Moved,
+                JournalState::StayedHere => MigrationState::Stayed,
+                JournalState::Began
+                | JournalState::Reserved
+                | JournalState::Ready
+                | JournalState::HandedOver
+                | JournalState::Accepted => MigrationState::UnderWay,
+            },
         }
     }
 }
