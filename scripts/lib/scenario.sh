@@ -145,7 +145,6 @@ migrate() {
     return "$status"
   fi
   # A stream of JSON values: the report is the last.
-  jq -s --arg from "$begin" --arg to "$end" \
-    '{"begin": ($from | tonumber), "end": ($to | tonumber), "report": last}' \
+  jq -s --argjson from "$begin" --argjson to "$end" '{"begin": $from, "end": $to, "report": last}' \
     "$scratch/report.json" >"$scratch/migration-$number.json"
 }
