@@ -1,5 +1,7 @@
 //! CRIU itself, and memory through it: real dumps and restores. Needs root, CRIU and python3.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::fd::AsFd;

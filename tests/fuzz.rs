@@ -3,6 +3,8 @@
 //! The other decoders (page frames, CRIU's page-server wire, file records, join messages) have theirs beside the
 //! code.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::time::{Duration, Instant};
 
 use godwit::migration::Link;

@@ -2,6 +2,8 @@
 //!
 //! The table below is the one of the crate's documentation; changing the design means changing both.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -59,8 +59,10 @@ impl Held {
             source,
         };
         let (server, theirs) = PageServer::pair(criu.version()).map_err(memory)?;
-        let mut spawn = Spawn::default();
-        spawn.limits_from_proc = !may_read_limits();
+        let mut spawn = Spawn {
+            limits_from_proc: !may_read_limits(),
+            ..Spawn::default()
+        };
         let request = DumpRequest {
             page_server: Some(spawn.pass(theirs)),
             freeze_cgroup: Some(subject.cgroup.path().to_owned()),

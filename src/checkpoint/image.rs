@@ -19,13 +19,16 @@ fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Che
     }
 }
 
+/// Takes a piece of an image: name, offset, bytes.
+pub type Piece<'a> = dyn FnMut(&str, u64, &[u8]) -> io::Result<()> + 'a;
+
 /// Hands out every image of a directory in pieces: name, offset, bytes. Logs stay. Returns names and lengths.
 ///
 /// # Errors
 /// When a file cannot be read, or with what `piece` returned.
 pub fn for_each_chunk(
     directory: &Path,
-    piece: &mut dyn FnMut(&str, u64, &[u8]) -> io::Result<()>,
+    piece: &mut Piece<'_>,
 ) -> Result<Vec<(String, u64)>, CheckpointError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {

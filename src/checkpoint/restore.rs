@@ -43,9 +43,11 @@ pub fn restore(
             source,
         })
     };
-    let mut spawn = Spawn::default();
-    spawn.cgroup = Some(plan.cgroup);
-    spawn.new_cgroup_namespace = true;
+    let mut spawn = Spawn {
+        cgroup: Some(plan.cgroup),
+        new_cgroup_namespace: true,
+        ..Spawn::default()
+    };
     let mut inherit = vec![(NETNS_KEY.to_owned(), spawn.pass(open(&plan.netns)?.into()))];
     for (inode, pipe) in plan.stdio {
         inherit.push((format!("pipe:[{inode}]"), spawn.pass(pipe)));

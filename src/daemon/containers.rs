@@ -128,6 +128,13 @@ impl Containers {
         .await
     }
 
+    /// Sees to it that it has a shim: one that was killed is replaced.
+    pub async fn tend(&self, name: &Name) -> Result<(), DaemonError> {
+        let name = name.clone();
+        self.read("a shim", move |backend| backend.tend(&name))
+            .await
+    }
+
     /// Whether its state allows a migration; which then takes the lock itself.
     pub async fn may_migrate(&self, name: &Name) -> Result<(), DaemonError> {
         let status = self.status(name).await?;

@@ -1,6 +1,8 @@
 //! Source and destination in one process over a link in memory: whatever fails in whichever phase on
 //! whichever side, exactly one copy of the container runs afterwards.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod world;
 
 use std::time::Duration;

@@ -215,11 +215,10 @@ impl Arriving for Arrival {
         let restored = self
             .complete(summary)
             .and_then(|()| RestoredArrival::restore(&self.coming, summary));
-        restored.or_else(|error| {
+        restored.inspect_err(|_| {
             if let Err(undo) = self.coming.remove() {
                 tracing::error!(container = %self.coming.spec.name, "a container that was not restored was not removed: {undo}");
             }
-            Err(error)
         })
     }
 

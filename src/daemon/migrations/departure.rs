@@ -37,6 +37,9 @@ pub struct Departure {
     parts: Parts,
     precopy: Precopy,
     snapshot: Option<Snapshot>,
+    /// The inode numbers of the pipes of its output. Asked for at the begin, so that it can do without its
+    /// shim from then on.
+    stdio: Option<[u64; 2]>,
 }
 
 /// What is known of a container that leaves, whatever has become of it.
@@ -71,6 +74,7 @@ impl Departure {
             },
             precopy: Precopy::new(cgroup),
             snapshot: None,
+            stdio: None,
         }
     }
 }
@@ -116,6 +120,7 @@ impl Parts {
         HeldDeparture(Some(Frozen {
             parts: self,
             snapshot: None,
+            stdio: None,
             precopy: None,
             dump,
         }))
@@ -127,6 +132,7 @@ impl Movable for Departure {
 
     fn offer(&mut self) -> Result<Offer, Cause> {
         let host = &self.parts.context.host;
+        self.stdio = Some(stdio_inodes(&host.run(self.parts.name()))?);
         Ok(Offer {
             migration: self.parts.id,
             spec: self.parts.record.spec.clone(),
@@ -205,11 +211,13 @@ impl Movable for Departure {
             parts,
             precopy,
             snapshot,
+            stdio,
         } = self;
         let (precopy, dump) = (Some(precopy), None);
         Ok(HeldDeparture(Some(Frozen {
             parts,
             snapshot,
+            stdio,
             precopy,
             dump,
         })))
@@ -219,6 +227,7 @@ impl Movable for Departure {
 struct Frozen {
     parts: Parts,
     snapshot: Option<Snapshot>,
+    stdio: Option<[u64; 2]>,
     precopy: Option<Precopy>,
     dump: Option<HeldDump>,
 }
@@ -280,7 +289,7 @@ impl Held for HeldDeparture {
             images: images.clone(),
             netns_inode: fs::metadata(context.host.netns(parts.name()))?.ino(),
         };
-        let stdio_inodes = stdio_inodes(&context.host.run(parts.name()))?;
+        let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
         let precopy = frozen
             .precopy
             .as_ref()

@@ -303,6 +303,7 @@ impl Migrations {
     /// Takes a container that runs into a migration.
     async fn claim(&self, name: &Name, id: MigrationId) -> Result<(Record, i32), DaemonError> {
         let locked = self.context.locks.lock(name).await?;
+        self.containers.tend(name).await?;
         let (mut record, pid) = self.running(name).await?;
         let context = Arc::clone(&self.context);
         let kept = blocking(name.as_str(), move || {

@@ -217,8 +217,7 @@ impl Run {
 /// The container runs here again. Only a failure of that itself hides the reason.
 async fn resume<H: Held>(held: H, reason: &MigrationError) -> Result<(), MigrationError> {
     let reason = reason.chain();
-    blocking(Phase::Freeze, move || held.resume()).await.map_err(|error| {
+    blocking(Phase::Freeze, move || held.resume()).await.inspect_err(|error| {
         tracing::error!(error = %error.chain(), %reason, "a frozen container could not be resumed");
-        error
     })
 }
