@@ -78,8 +78,6 @@ impl Lab {
 
     /// Runs a script of the shell in the source.
     #[track_caller]
-    /// Runs a script of the shell in the source.
-    #[track_caller]
     pub fn sh(&self, script: &str) {
         run(&self.source, &["sh", "-ec", script]);
     }
