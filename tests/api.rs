@@ -340,6 +340,13 @@ async fn a_migrating_container_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_body_that_is_no_json_is_refused_without_naming_a_field() {
+    let served = given_a_daemon();
+    let made = served.client.post::<()>("/v1/containers", &"text").await;
+    assert_eq!(check_refused(made, "bad-field").field, None);
+}
+
+#[tokio::test]
 async fn bad_input_is_refused_and_the_field_named() {
     let served = given_a_daemon();
     served.create("web", true).await;

@@ -31,7 +31,9 @@ impl Failure {
     /// Names the field that is wrong.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>) -> Self {
-        self.body.field = Some(field.into()).filter(|f: &String| !f.is_empty() && f != ".");
+        // Neither the whole body (".") nor a place that was not reached ("?") is a field.
+        let known = |field: &String| !matches!(field.as_str(), "" | "." | "?");
+        self.body.field = Some(field.into()).filter(known);
         self
     }
 

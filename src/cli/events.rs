@@ -7,6 +7,7 @@ use clap::Args;
 use super::output::Failure;
 use super::table::word;
 use super::{Session, progress};
+use crate::api::ClientError;
 use crate::api::types::EventLine;
 use crate::model::{Event, EventKind};
 
@@ -21,7 +22,8 @@ impl Events {
         while let Some(line) = lines.next().await? {
             session.print_line(&line, describe)?;
         }
-        Ok(ExitCode::SUCCESS)
+        // It has no end of its own.
+        Err(ClientError::CutShort { what: "the events" }.into())
     }
 }
 

@@ -9,8 +9,9 @@ use clap::Args;
 
 use super::output::Failure;
 use super::{Format, Session};
+use crate::api::ClientError;
 use crate::api::types::{LogLine, Output};
-use crate::model::Name;
+use crate::model::{ContainerState, ContainerStatus, Name};
 
 /// Print what a container has printed.
 #[derive(Debug, Args)]
@@ -43,7 +44,21 @@ impl Logs {
                 self.print(&line)?;
             }
         }
+        if self.follow && self.still_runs(session).await? {
+            return Err(ClientError::CutShort { what: "the log" }.into());
+        }
         Ok(ExitCode::SUCCESS)
+    }
+
+    /// Whether the log ended before its container: the daemon has, then.
+    async fn still_runs(&self, session: &Session) -> Result<bool, Failure> {
+        let path = format!("/v1/containers/{}", self.name);
+        match session.client.get::<ContainerStatus>(&path).await {
+            Ok(status) => Ok(status.state != ContainerState::Stopped),
+            // Deleted, or moved away.
+            Err(ClientError::Refused(_)) => Ok(false),
+            Err(e) => Err(e.into()),
+        }
     }
 
     /// The bytes as they were printed, each on the output that it was printed on.

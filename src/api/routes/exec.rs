@@ -12,6 +12,7 @@ use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::ndjson::{self, Lines};
 use super::types::{ApiError, ExecLine, ExecRequest, Output};
@@ -21,6 +22,8 @@ use crate::model::Name;
 
 /// The most bytes of output in one line.
 const CHUNK: usize = 32 * 1024;
+/// How long a command may go on once the daemon is to end.
+const FAREWELL: Duration = Duration::from_secs(5);
 /// How often a command that has closed its outputs is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 
@@ -43,7 +46,13 @@ pub async fn exec(
     let child = Arc::new(Mutex::new(child));
     let (lines, response) = ndjson::lines();
     let (done, is_done) = oneshot::channel::<()>();
-    tokio::spawn(kill_when_gone(Arc::clone(&child), lines.clone(), is_done));
+    let stopping = daemon.stopping.clone();
+    tokio::spawn(kill_when_gone(
+        Arc::clone(&child),
+        lines.clone(),
+        is_done,
+        stopping,
+    ));
     // A thread of its own: a command may run for days, and the blocking pool is for short work.
     let spawned = thread::Builder::new()
         .name("exec".to_owned())
@@ -58,19 +67,25 @@ pub async fn exec(
     Ok(response)
 }
 
-/// A command whose reader has gone is killed, even if it never prints anything.
+/// A command whose reader has gone is killed, even if it never prints anything; and one that would keep the
+/// daemon from ending.
 async fn kill_when_gone(
     child: Arc<Mutex<Child>>,
     lines: Lines<ExecLine>,
     is_done: oneshot::Receiver<()>,
+    stopping: CancellationToken,
 ) {
+    let too_long = async {
+        stopping.cancelled().await;
+        tokio::time::sleep(FAREWELL).await;
+    };
     tokio::select! {
-        () = lines.closed() => {
-            // Already ended is as good as killed.
-            let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
-        }
-        _ = is_done => {}
+        () = lines.closed() => {}
+        () = too_long => {}
+        _ = is_done => return,
     }
+    // Already ended is as good as killed.
+    let _ = child.lock().unwrap_or_else(PoisonError::into_inner).kill();
 }
 
 /// Sends the command's outputs until both end, then its exit code.

@@ -117,7 +117,6 @@ async fn follow(
         tokio::select! {
             () = about(&mut listener, id) => {}
             () = tokio::time::sleep(LOOK) => {}
-            () = daemon.stopping.cancelled() => return,
             () = lines.closed() => return,
         }
     }
@@ -135,8 +134,11 @@ fn look(daemon: &Daemon, id: MigrationId) -> (Option<MigrationLine>, bool) {
     };
     match (status.report, status.state) {
         (Some(report), _) => (Some(MigrationLine::Report(report)), true),
-        (None, MigrationState::UnderWay | MigrationState::InDoubt) => {
-            (status.progress.map(MigrationLine::Progress), false)
+        (None, MigrationState::UnderWay) => (status.progress.map(MigrationLine::Progress), false),
+        // A daemon that is to end does not wait for what may take days.
+        (None, MigrationState::InDoubt) => {
+            let over = daemon.stopping.is_cancelled();
+            (status.progress.map(MigrationLine::Progress), over)
         }
         (None, MigrationState::Moved) => gone(format!(
             "it moved to {}; its report is on {}",
