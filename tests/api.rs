@@ -1,6 +1,8 @@
 //! The API as a client sees it: the real server and the real client on a socket, over containers that exist
 //! in memory only. Needs no root.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -151,7 +153,6 @@ impl Backend for Fake {
     }
     fn build(&self, template: &Name, say: Say<'_>) -> Result<Digest, DaemonError> {
         if template.as_str() != "busybox" {
-            let dir = self.dir.clone();
             return Err(DaemonError::Template(OciError::NoTemplate {
                 name: template.to_string(),
                 directory: self.dir.clone(),

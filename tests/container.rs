@@ -3,6 +3,8 @@
 //! Each test runs in network, mount and process namespaces of its own (it starts itself anew under `unshare`), so
 //! that whatever goes wrong ends with it. They need root and a static busybox.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::fs;
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;

@@ -21,7 +21,7 @@ pub struct Record {
     pub generation: Generation,
     /// When it was created, seconds since the epoch.
     pub created_at: u64,
-    /// Where it was in its life when this was written. Whether it still runs, [`super::status`] finds out.
+    /// Where it was in its life when this was written. Whether it still runs, [`super::status()`] finds out.
     pub state: ContainerState,
     /// The migration it is part of.
     pub migration: Option<MigrationId>,

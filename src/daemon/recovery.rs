@@ -1,7 +1,7 @@
 //! What is true after a restart of the daemon, or of the host.
 //!
 //! A container is what its record says; whether it runs is asked of its shim and of the kernel. What follows
-//! from the two is decided by one pure function, [`decide`].
+//! from the two is decided by one pure function, `decide`.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -5,7 +5,7 @@
 //! `/proc/PID/exe` and write to it.
 //!
 //! Two roads, both of the hidden command `godwit init`: `init --plan FILE` is started by the shim and becomes the
-//! first process of a container (see [`sync`]); `init --exec` is started by [`super::exec`] and runs one more
+//! first process of a container (see [`sync`]); `init --exec` is started by [`super::exec()`] and runs one more
 //! command in a container, waits for it and ends as it ended.
 
 pub mod steps;

@@ -1,7 +1,7 @@
 //! The shim: one small process per container, which owns what must outlive the daemon.
 //!
 //! It is the parent of the container's first process (and, as the subreaper, of a restored one), holds the read
-//! ends of its output and writes them to the log (see [`line`] for the format), keeps its exit status, and starts
+//! ends of its output and writes them to the log (see [`mod@line`] for the format), keeps its exit status, and starts
 //! CRIU for a restore. The daemon talks to it over a socket (see [`wire`]) and may come and go.
 //!
 //! **Invariant:** the container does not depend on the shim either. When a shim is killed, the container runs on
