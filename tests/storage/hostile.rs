@@ -2,16 +2,52 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Instant;
 
 use godwit::storage::wire::{self, Attributes, FileTime, NodeKind, Record, TreePath};
 use godwit::storage::{Receiver, StorageError};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::lab::{deadline, first_seed, ready, run, witness};
+
+/// Runs a test where a failure can do no harm: in a mount namespace of its own, in which everything but
+/// a fresh tmpfs is read-only. Were the receiver to leave its root, it would find nothing to spoil but
+/// what the trap has laid out for it.
+fn confined(test: &str, body: impl FnOnce(&Path) + Send) {
+    if !ready(test) {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let in_a_thread = || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        let none = None::<&str>;
+        let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
+        mount(none, "/", none, private, none).unwrap();
+        let read_only = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+        let mounts = fs::read_to_string("/proc/thread-self/mountinfo").unwrap();
+        for line in mounts.lines() {
+            let at = line.split_whitespace().nth(4).unwrap();
+            // What refuses (a mount that is hidden below another) cannot be reached either.
+            let _ = mount(none, at, none, read_only, none);
+        }
+        mount(none, place.path(), Some("tmpfs"), MsFlags::empty(), none).unwrap();
+        let refused = fs::write("/read-only", "").unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+        std::env::set_current_dir(place.path()).unwrap();
+        body(place.path());
+    };
+    thread::scope(|scope| {
+        if let Err(panic) = scope.spawn(in_a_thread).join() {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
 
 /// A root to receive into, with a precious file outside of it.
 struct Trap {
@@ -20,8 +56,8 @@ struct Trap {
 }
 
 impl Trap {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+    fn within(place: &Path) -> Self {
+        let dir = tempfile::tempdir_in(place).unwrap();
         let root = dir.path().join("root");
         let outside = dir.path().join("outside");
         fs::create_dir_all(outside.join("sub")).unwrap();
@@ -104,175 +140,187 @@ const HOLDER: &str = "0123456789";
 
 #[test]
 fn no_record_reaches_outside_the_root() {
-    if !ready("no_record_reaches_outside_the_root") {
-        return;
-    }
-    for planted in ["../outside", "/", "..", "../outside/precious", "sub/../.."] {
-        let trap = Trap::new();
-        let before = trap.outside();
-        let absolute = trap.dir.path().join("outside");
-        for target in [planted.as_bytes(), absolute.as_os_str().as_encoded_bytes()] {
-            for at in [
-                "link",
-                "link/precious",
-                "link/outside/precious",
-                "link/sub/precious",
-                "link/new",
-            ] {
-                for record in one_of_each(path(at), path("mine")) {
-                    let plant = Record::Symlink {
-                        path: path("link"),
-                        target,
-                    };
-                    let mut receiver = Receiver::new(&trap.root).unwrap();
-                    receiver.apply(&batch(&[plant])).unwrap();
-                    let _ = receiver.apply(&batch(&[record]));
-                    let _ = fs::remove_dir_all(trap.root.join("link"));
-                    let _ = fs::remove_file(trap.root.join("link"));
-                    let _ = fs::remove_file(trap.root.join("mine"));
+    confined("no_record_reaches_outside_the_root", |place| {
+        for planted in [
+            "../outside",
+            "/",
+            "..",
+            "../outside/precious",
+            "/proc/thread-self/cwd",
+        ] {
+            let trap = Trap::within(place);
+            let before = trap.outside();
+            let absolute = trap.dir.path().join("outside");
+            for target in [planted.as_bytes(), absolute.as_os_str().as_encoded_bytes()] {
+                for at in [
+                    "link",
+                    "link/precious",
+                    "link/outside/precious",
+                    "link/sub/precious",
+                    "link/new",
+                ] {
+                    for record in one_of_each(path(at), path("mine")) {
+                        let plant = Record::Symlink {
+                            path: path("link"),
+                            target,
+                        };
+                        let mut receiver = Receiver::new(&trap.root).unwrap();
+                        receiver.apply(&batch(&[plant])).unwrap();
+                        let _ = receiver.apply(&batch(&[record]));
+                        let _ = fs::remove_dir_all(trap.root.join("link"));
+                        let _ = fs::remove_file(trap.root.join("link"));
+                        let _ = fs::remove_file(trap.root.join("mine"));
+                    }
                 }
             }
+            assert_eq!(trap.outside(), before, "{planted}");
         }
-        assert_eq!(trap.outside(), before, "{planted}");
-    }
+    });
 }
 
 #[test]
 fn a_path_upwards_is_refused_as_a_whole() {
-    let trap = Trap::new();
-    for bad in [
-        "../outside",
-        "/tmp/away/",
-        "x/../../xx",
-        "a/b/../../",
-        "xxxxxxx/..",
-        "x//yyyyyyy",
-    ] {
-        assert_eq!(bad.len(), HOLDER.len());
-        for record in one_of_each(path(HOLDER), path("other")) {
-            let good = Record::Directory { path: path("good") };
-            let bytes = batch(&[good, record]);
-            let at = bytes
-                .windows(HOLDER.len())
-                .position(|part| part == HOLDER.as_bytes());
-            let mut bytes = bytes;
-            let at = at.unwrap();
-            bytes[at..at + bad.len()].copy_from_slice(bad.as_bytes());
-            let mut receiver = Receiver::new(&trap.root).unwrap();
-            let error = receiver.apply(&bytes).unwrap_err();
-            assert!(matches!(error, StorageError::Batch { .. }), "{error}");
-            assert_eq!(fs::read_dir(&trap.root).unwrap().count(), 0, "{bad}");
+    confined("a_path_upwards_is_refused_as_a_whole", |place| {
+        let trap = Trap::within(place);
+        for bad in [
+            "../outside",
+            "/tmp/away/",
+            "x/../../xx",
+            "a/b/../../",
+            "xxxxxxx/..",
+            "x//yyyyyyy",
+        ] {
+            assert_eq!(bad.len(), HOLDER.len());
+            for record in one_of_each(path(HOLDER), path("other")) {
+                let good = Record::Directory { path: path("good") };
+                let bytes = batch(&[good, record]);
+                let at = bytes
+                    .windows(HOLDER.len())
+                    .position(|part| part == HOLDER.as_bytes());
+                let mut bytes = bytes;
+                let at = at.unwrap();
+                bytes[at..at + bad.len()].copy_from_slice(bad.as_bytes());
+                let mut receiver = Receiver::new(&trap.root).unwrap();
+                let error = receiver.apply(&bytes).unwrap_err();
+                assert!(matches!(error, StorageError::Batch { .. }), "{error}");
+                assert_eq!(fs::read_dir(&trap.root).unwrap().count(), 0, "{bad}");
+            }
         }
-    }
+    });
 }
 
 /// Opening a pipe would wait, opening a device would do whatever the device does.
 #[test]
 fn nothing_but_a_file_is_opened_for_contents() {
-    if !ready("nothing_but_a_file_is_opened_for_contents") {
-        return;
-    }
-    let trap = Trap::new();
-    let at = path("node");
-    for kind in [
-        NodeKind::Fifo,
-        NodeKind::Character,
-        NodeKind::Block,
-        NodeKind::Socket,
-    ] {
-        for record in &one_of_each(at, path("other"))[..3] {
-            // A device number that no driver has: were it opened, the error would be another.
-            let rdev = match kind {
-                NodeKind::Fifo | NodeKind::Socket => 0,
-                NodeKind::Character | NodeKind::Block => nix::sys::stat::makedev(4000, 1),
-            };
-            let mut receiver = Receiver::new(&trap.root).unwrap();
-            let node = Record::Node {
-                path: at,
-                kind,
-                rdev,
-            };
-            receiver.apply(&batch(&[node])).unwrap();
-            let error = receiver
-                .apply(&batch(std::slice::from_ref(record)))
-                .unwrap_err();
-            assert!(
-                matches!(error, StorageError::NotAFile { .. }),
-                "{kind:?}: {error}"
-            );
+    confined("nothing_but_a_file_is_opened_for_contents", |place| {
+        let trap = Trap::within(place);
+        let at = path("node");
+        for kind in [
+            NodeKind::Fifo,
+            NodeKind::Character,
+            NodeKind::Block,
+            NodeKind::Socket,
+        ] {
+            for record in &one_of_each(at, path("other"))[..3] {
+                // A device number that no driver has: were it opened, the error would be another.
+                let rdev = match kind {
+                    NodeKind::Fifo | NodeKind::Socket => 0,
+                    NodeKind::Character | NodeKind::Block => nix::sys::stat::makedev(4000, 1),
+                };
+                let mut receiver = Receiver::new(&trap.root).unwrap();
+                let node = Record::Node {
+                    path: at,
+                    kind,
+                    rdev,
+                };
+                receiver.apply(&batch(&[node])).unwrap();
+                let error = receiver
+                    .apply(&batch(std::slice::from_ref(record)))
+                    .unwrap_err();
+                assert!(
+                    matches!(error, StorageError::NotAFile { .. }),
+                    "{kind:?}: {error}"
+                );
+            }
         }
-    }
-    for bad in [path(""), path("missing")] {
-        for record in &one_of_each(bad, path("other"))[..3] {
-            let mut receiver = Receiver::new(&trap.root).unwrap();
-            receiver
-                .apply(&batch(std::slice::from_ref(record)))
-                .unwrap_err();
+        for bad in [path(""), path("missing")] {
+            for record in &one_of_each(bad, path("other"))[..3] {
+                let mut receiver = Receiver::new(&trap.root).unwrap();
+                receiver
+                    .apply(&batch(std::slice::from_ref(record)))
+                    .unwrap_err();
+            }
         }
-    }
+    });
 }
 
 #[test]
 fn a_file_with_another_name_is_replaced_and_not_written_to() {
-    let trap = Trap::new();
-    fs::write(trap.root.join("one"), "kept").unwrap();
-    fs::hard_link(trap.root.join("one"), trap.root.join("two")).unwrap();
-    let (at, bytes): (_, &[u8]) = (path("two"), b"new");
-    let mut receiver = Receiver::new(&trap.root).unwrap();
-    let file = Record::File { path: at, size: 3 };
-    let data = Record::Data {
-        path: at,
-        offset: 0,
-        bytes,
-    };
-    receiver.apply(&batch(&[file, data])).unwrap();
-    assert_eq!(fs::read(trap.root.join("one")).unwrap(), b"kept");
-    assert_eq!(fs::read(trap.root.join("two")).unwrap(), b"new");
+    confined(
+        "a_file_with_another_name_is_replaced_and_not_written_to",
+        |place| {
+            let trap = Trap::within(place);
+            fs::write(trap.root.join("one"), "kept").unwrap();
+            fs::hard_link(trap.root.join("one"), trap.root.join("two")).unwrap();
+            let (at, bytes): (_, &[u8]) = (path("two"), b"new");
+            let mut receiver = Receiver::new(&trap.root).unwrap();
+            let file = Record::File { path: at, size: 3 };
+            let data = Record::Data {
+                path: at,
+                offset: 0,
+                bytes,
+            };
+            receiver.apply(&batch(&[file, data])).unwrap();
+            assert_eq!(fs::read(trap.root.join("one")).unwrap(), b"kept");
+            assert_eq!(fs::read(trap.root.join("two")).unwrap(), b"new");
+        },
+    );
 }
 
 #[test]
 fn a_root_that_is_a_link_is_meant_by_who_gives_it() {
-    let trap = Trap::new();
-    symlink("root", trap.dir.path().join("alias")).unwrap();
-    let mut receiver = Receiver::new(&trap.dir.path().join("alias")).unwrap();
-    receiver
-        .apply(&batch(&[Record::Directory { path: path("d") }]))
-        .unwrap();
-    assert!(trap.root.join("d").is_dir());
-    Receiver::new(&trap.dir.path().join("missing")).unwrap_err();
-    Receiver::new(&trap.dir.path().join("outside/precious")).unwrap_err();
+    confined("a_root_that_is_a_link_is_meant_by_who_gives_it", |place| {
+        let trap = Trap::within(place);
+        symlink("root", trap.dir.path().join("alias")).unwrap();
+        let mut receiver = Receiver::new(&trap.dir.path().join("alias")).unwrap();
+        receiver
+            .apply(&batch(&[Record::Directory { path: path("d") }]))
+            .unwrap();
+        assert!(trap.root.join("d").is_dir());
+        Receiver::new(&trap.dir.path().join("missing")).unwrap_err();
+        Receiver::new(&trap.dir.path().join("outside/precious")).unwrap_err();
+    });
 }
 
 /// Records that fit together by chance, with bytes changed here and there.
 #[test]
 fn nothing_outside_changes_whatever_is_sent() {
-    if !ready("nothing_outside_changes_whatever_is_sent") {
-        return;
-    }
-    let (deadline, mut seed) = (deadline(), first_seed());
-    while Instant::now() < deadline {
-        let trap = Trap::new();
-        let before = trap.outside();
-        let mut dice = StdRng::seed_from_u64(seed);
-        let (mut good, mut all) = (0, 0);
-        let mut receiver = Receiver::new(&trap.root).unwrap();
-        for _ in 0..400 {
-            let bytes = random_batch(&mut dice);
-            all += 1;
-            good += usize::from(receiver.apply(&bytes).is_ok());
-            if dice.random_bool(0.02) {
-                receiver = Receiver::new(&trap.root).unwrap();
+    confined("nothing_outside_changes_whatever_is_sent", |place| {
+        let (deadline, mut seed) = (deadline(), first_seed());
+        while Instant::now() < deadline {
+            let trap = Trap::within(place);
+            let before = trap.outside();
+            let mut dice = StdRng::seed_from_u64(seed);
+            let (mut good, mut all) = (0, 0);
+            let mut receiver = Receiver::new(&trap.root).unwrap();
+            for _ in 0..400 {
+                let bytes = random_batch(&mut dice);
+                all += 1;
+                good += usize::from(receiver.apply(&bytes).is_ok());
+                if dice.random_bool(0.02) {
+                    receiver = Receiver::new(&trap.root).unwrap();
+                }
             }
+            assert_eq!(trap.outside(), before, "seed {seed}");
+            assert!(
+                good > all / 50,
+                "seed {seed}: only {good} of {all} did anything"
+            );
+            println!("seed {seed}: {good} of {all} batches applied");
+            run(trap.dir.path(), &["rm", "-rf", "root"]);
+            seed += 1;
         }
-        assert_eq!(trap.outside(), before, "seed {seed}");
-        assert!(
-            good > all / 50,
-            "seed {seed}: only {good} of {all} did anything"
-        );
-        println!("seed {seed}: {good} of {all} batches applied");
-        run(trap.dir.path(), &["rm", "-rf", "root"]);
-        seed += 1;
-    }
+    });
 }
 
 fn random_batch(dice: &mut StdRng) -> Vec<u8> {
@@ -296,7 +344,7 @@ fn random_batch(dice: &mut StdRng) -> Vec<u8> {
         "../../outside",
         "a",
         "link",
-        "/proc/self/cwd",
+        "/proc/thread-self/cwd",
     ];
     const BAD: [&str; 4] = ["../outside", "a/../../ou", "link/../ou", "/etc/hosts"];
     let pick = |dice: &mut StdRng| path(PATHS.choose(dice).unwrap());
