@@ -323,6 +323,31 @@ fn nothing_outside_changes_whatever_is_sent() {
     });
 }
 
+/// The decoder alone, which is faster, and is given the bytes as they are. What it takes has only one
+/// spelling, and no path in it leads upwards.
+#[test]
+fn any_bytes_are_decoded_or_refused() {
+    let (deadline, seed) = (deadline(), first_seed());
+    let mut dice = StdRng::seed_from_u64(seed);
+    let (mut taken, mut all) = (0, 0);
+    while Instant::now() < deadline {
+        let bytes = random_batch(&mut dice);
+        all += 1;
+        let Ok(records) = wire::decode(&bytes) else {
+            continue;
+        };
+        taken += 1;
+        assert_eq!(batch(&records), bytes, "seed {seed}, batch {all}");
+        let shown = format!("{records:?}");
+        assert!(
+            !shown.contains("path: \"..") && !shown.contains("path: \"/"),
+            "{shown}"
+        );
+    }
+    println!("seed {seed}: {taken} of {all} taken");
+    assert!(taken > all / 10);
+}
+
 fn random_batch(dice: &mut StdRng) -> Vec<u8> {
     const PATHS: [&str; 12] = [
         "a",

@@ -128,6 +128,8 @@ fn what_vanishes_shrinks_grows_or_changes_its_type_is_mended() {
         return;
     }
     for act in [
+        "rm -r z",
+        "rm h z/d/d",
         "rm -r z; mkdir z",
         "rm -r z; echo file > z",
         "rm z/0; mkdir z/0; echo in > z/0/in",
