@@ -1,5 +1,7 @@
 //! Hosts that join, dial and refuse each other, over TCP on the loopback; and the people who try without an invitation.
 
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
