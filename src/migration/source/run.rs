@@ -16,6 +16,9 @@ use crate::model::{
     Bytes, Finding, MigrationId, MigrationReport, Name, Outcome, Pages, Phase, Progress, Rate, Side,
 };
 
+/// How long a destination may take to remove what it had of a container that stayed.
+const FAREWELL: Duration = Duration::from_secs(5);
+
 /// A migration under way: everything but the container, which each phase is handed and hands on.
 pub(super) struct Run {
     pub(super) entry: Entry,
@@ -170,12 +173,7 @@ impl Run {
     async fn stayed_here<H>(mut self, error: MigrationError) -> Ended<H> {
         let error = self.better_reason(error).await;
         let why = error.chain();
-        // The destination may be gone; it discards what it has when the connection ends, too.
-        let _ = tokio::time::timeout(
-            Duration::from_secs(1),
-            self.say(&Message::Cancel { why: why.clone() }),
-        )
-        .await;
+        self.call_off(&why).await;
         let findings = error.findings();
         let mut ended = self.end(
             Outcome::StayedHere { why, findings },
@@ -189,6 +187,20 @@ impl Run {
         ended.in_doubt = None;
         self.close().await;
         ended
+    }
+
+    /// Tells the destination, and waits until it has removed what it had, so that another attempt finds nothing
+    /// of this one. A destination that is gone discards by itself when it notices.
+    async fn call_off(&mut self, why: &str) {
+        let phase = self.timeline.phase();
+        let cancel = Message::Cancel {
+            why: why.to_owned(),
+        };
+        let farewell = async {
+            self.say(&cancel).await.ok();
+            while self.link.receive(phase).await.is_ok() {}
+        };
+        let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
 
     /// When the connection broke because the destination gave up, it has said why.
