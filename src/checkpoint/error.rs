@@ -70,6 +70,13 @@ pub enum CheckpointError {
         #[source]
         source: io::Error,
     },
+    /// Restored tasks that may not run could not be ended.
+    #[error("restored tasks that are not to run could not be killed")]
+    Remains {
+        /// What the kernel said.
+        #[source]
+        source: nix::Error,
+    },
     /// Who decides said no.
     #[error("the restored container was not wanted any more")]
     Unwanted,

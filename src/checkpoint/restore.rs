@@ -4,6 +4,11 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
+
 use super::CheckpointError;
 use super::dump::NETNS_KEY;
 use crate::criu::{Criu, Notify, RestoreRequest, Session, Spawn, Verdict};
@@ -25,7 +30,8 @@ pub struct Plan {
 
 /// Restores a container as a child of this process. `hold` is called once, with the host process id of its
 /// first process, when everything is restored and nothing runs; it returns whether it may run. When this
-/// returns an error nothing runs and nothing is left but the images.
+/// returns an error nothing has run and nothing is left but the images; when it returns the process id, the
+/// container runs, even if CRIU was killed at the very end.
 ///
 /// CRIU starts inside the container's cgroup and a cgroup namespace rooted there, because it does not restore
 /// either when cgroups are none of its business (`manage_cgroups: ignore`).
@@ -62,17 +68,79 @@ pub fn restore(
         source,
     };
     let session = Session::start(criu, spawn).map_err(failed)?;
-    let mut unwanted = false;
-    let mut judge = |step| match step {
-        Notify::PostRestore { pid } if !hold(pid) => {
-            unwanted = true;
-            Verdict::Refuse
-        }
-        _ => Verdict::Continue,
+    let mut how_far = HowFar::default();
+    let mut judge = |step| how_far.judge(&step, hold);
+    let error = match session.restore(&request, &mut judge) {
+        Ok(restored) => return Ok(restored.pid),
+        Err(source) => failed(source),
     };
-    let restored = session.restore(&request, &mut judge);
-    if unwanted {
-        return Err(CheckpointError::Unwanted);
+    match how_far {
+        // They were let go before CRIU failed, or was killed: what was restored runs, and is the only copy.
+        HowFar {
+            pid: Some(pid),
+            let_go: true,
+            ..
+        } => {
+            tracing::warn!(
+                pid,
+                "the tasks run, although CRIU did not end well: {error}"
+            );
+            Ok(pid)
+        }
+        HowFar { pid, unwanted, .. } => {
+            pid.map(end)
+                .transpose()
+                .map_err(|source| CheckpointError::Remains { source })?;
+            Err(if unwanted {
+                CheckpointError::Unwanted
+            } else {
+                error
+            })
+        }
     }
-    Ok(restored.map_err(failed)?.pid)
+}
+
+/// How far a restore has come. Its tasks execute nothing of their own before the step `pre-resume`: until then
+/// they wait in CRIU's restorer, for ever if CRIU is killed (`cr-restore.c`, `restore_root_task`).
+#[derive(Debug, Default)]
+struct HowFar {
+    pid: Option<i32>,
+    unwanted: bool,
+    let_go: bool,
+}
+
+impl HowFar {
+    fn judge(&mut self, step: &Notify, hold: &mut dyn FnMut(i32) -> bool) -> Verdict {
+        match step {
+            Notify::PostRestore { pid } => {
+                self.pid = Some(*pid);
+                self.unwanted = !hold(*pid);
+                if self.unwanted {
+                    Verdict::Refuse
+                } else {
+                    Verdict::Continue
+                }
+            }
+            Notify::PreResume => {
+                self.let_go = true;
+                Verdict::Continue
+            }
+            _ => Verdict::Continue,
+        }
+    }
+}
+
+/// Ends tasks that a CRIU that was killed has left waiting: with the first process of its pid namespace all of
+/// them go. It is a child of this process, so its id is nobody else's.
+fn end(pid: i32) -> nix::Result<()> {
+    let pid = Pid::from_raw(pid);
+    match kill(pid, Signal::SIGKILL) {
+        // CRIU has ended, and reaped, it.
+        Err(Errno::ESRCH) => return Ok(()),
+        other => other?,
+    }
+    match waitpid(pid, None) {
+        Ok(_) | Err(Errno::ECHILD) => Ok(()),
+        Err(error) => Err(error),
+    }
 }

@@ -50,7 +50,10 @@ pub trait Restorer: Sync {
     ///
     /// `stdio` has the write ends that become the container's output; they are to be duplicated into it. When
     /// everything is there and stands still, `hold` is called with the id: it returns, perhaps much later,
-    /// whether the container may run. If not, all of it must be gone when this function returns its error.
+    /// whether the container may run.
+    ///
+    /// An error means that it has executed nothing of its own and that all of it is gone, whatever the verdict
+    /// was; an id means that it runs, even where the restorer was not content with the rest of its work.
     fn restore(
         &self,
         request: &RestoreRequest,

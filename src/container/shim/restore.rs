@@ -23,8 +23,6 @@ pub struct Restoring {
     verdict: Sender<bool>,
     /// Readable when there is a step to take.
     pub wake: Arc<EventFd>,
-    /// Whether the verdict was to let it run.
-    pub let_go: bool,
 }
 
 impl Restoring {
@@ -59,7 +57,6 @@ impl Restoring {
             steps,
             verdict,
             wake,
-            let_go: false,
         })
     }
 
@@ -75,8 +72,7 @@ impl Restoring {
     }
 
     /// Gives the verdict.
-    pub fn decide(&mut self, go: bool) {
-        self.let_go = go;
+    pub fn decide(&self, go: bool) {
         // A thread that is over already needs no verdict.
         let _ = self.verdict.send(go);
     }

@@ -377,19 +377,11 @@ impl Shim {
     }
 
     fn restore_is_over(&mut self, result: Result<i32, String>) {
-        let restoring = std::mem::replace(&mut self.task, Task::None);
-        let let_go = matches!(restoring, Task::Restoring(r) if r.let_go);
-        let held = self.state.pid();
-        let (pid, why) = match (result, held) {
-            (Ok(pid), _) => (pid, None),
-            // What was let go runs, perhaps, and may be the only copy there is: it is not ours to kill for a
-            // restorer's trouble with the rest of its work.
-            (Err(why), Some(pid)) if let_go => (pid, Some(why)),
-            (Err(why), _) => return self.become_state(ShimState::Failed { why }),
+        self.task = Task::None;
+        let pid = match result {
+            Ok(pid) => pid,
+            Err(why) => return self.become_state(ShimState::Failed { why }),
         };
-        if let Some(why) = why {
-            eprintln!("after the verdict the restore failed, the container may run: {why}");
-        }
         match Process::hold(pid, true) {
             Ok(process) => {
                 self.task = Task::Running(process);
