@@ -15,6 +15,7 @@
 
 mod dump;
 mod error;
+mod heal;
 mod image;
 mod precopy;
 mod restore;
@@ -22,6 +23,7 @@ mod shim;
 
 pub use dump::{Held, Subject};
 pub use error::CheckpointError;
+pub use heal::end_repair;
 pub use image::{ImageDirectory, for_each_chunk};
 pub use precopy::{Precopy, mapped_files};
 pub use restore::{Plan, restore};

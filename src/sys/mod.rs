@@ -16,5 +16,6 @@ pub mod pidfd;
 pub mod process;
 pub mod signal;
 pub mod socket_buffer;
+pub mod tcp;
 pub mod tree;
 pub mod xattr;

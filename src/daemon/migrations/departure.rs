@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::checkpoint::{Held as HeldDump, Precopy, Subject, for_each_chunk, mapped_files};
+use crate::checkpoint::{
+    Held as HeldDump, Precopy, Subject, end_repair, for_each_chunk, mapped_files,
+};
 use crate::container::shim::Client;
 use crate::container::{Record, place};
 use crate::daemon::Context;
@@ -98,6 +100,15 @@ impl Parts {
         let host = &self.context.host;
         let cgroup = host.cgroup(self.name());
         remains::wait_until_untraced(&cgroup, LET_GO_WITHIN);
+        match end_repair(&cgroup) {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::warn!(container = %self.name(), count, "connections that CRIU has left in repair were mended")
+            }
+            Err(error) => {
+                tracing::error!(container = %self.name(), "a connection that CRIU has left in repair is lost: {error}")
+            }
+        }
         // The gate first: what arrives before the tasks run waits in their sockets.
         let attached = host.network.attach(self.name());
         let thawed = cgroup.thaw();
