@@ -141,7 +141,8 @@ migrate() {
   end=$(date +%s.%N)
   if [ "$status" != 0 ]; then
     warn "godwit migrate $name --to $to ended with status $status:"
-    tail -n 20 "$scratch/migrate.err" "$scratch/report.json" >&2
+    jq -r '.outcome.why // empty' "$scratch/report.json" >&2 || :
+    tail -n 5 "$scratch/migrate.err" >&2
     return "$status"
   fi
   # A stream of JSON values: the report is the last.
