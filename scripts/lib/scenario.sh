@@ -42,8 +42,10 @@ close_lab() {
     done
     warn "logs: $GODWIT_LOGS"
   fi
-  if ! "$LAB" down 8>&-; then
-    [ "$status" != 0 ] || status=1
+  if "$LAB" down 8>&-; then
+    say "nothing is left of the lab"
+  elif [ "$status" = 0 ]; then
+    status=1
   fi
   rm -rf "$scratch"
   exit "$status"
