@@ -8,7 +8,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -108,8 +108,8 @@ pub async fn destination<R: Restored>(
 ) -> Result<Entry, MigrationError> {
     loop {
         if entry.state == JournalState::Accepted {
-            let (entry, restored) = accept(entry, restored, world).await?;
-            if let Some(restored) = restored {
+            let (entry, running) = accept(entry, restored, world).await?;
+            if let Some((restored, _)) = running {
                 settle(&entry, restored).await;
             }
             return Ok(entry);
@@ -134,7 +134,8 @@ pub async fn destination<R: Restored>(
 }
 
 /// Lets an accepted container run. The journal says `Accepted` already. Where it runs, the container comes
-/// back to be settled with [`settle`]: its images are still there, and the other host should hear first.
+/// back to be settled with [`settle`], and the moment since when: its images are still there, and the other host
+/// should hear first.
 ///
 /// # Errors
 /// When it cannot run; if it never ran it is discarded and the entry says so, which sends the source's
@@ -143,7 +144,7 @@ pub async fn accept<R: Restored>(
     mut entry: Entry,
     mut restored: R,
     world: &World,
-) -> Result<(Entry, Option<R>), MigrationError> {
+) -> Result<(Entry, Option<(R, Instant)>), MigrationError> {
     let generation = entry.generation;
     let (restored, ran) = blocking(Phase::Handover, move || {
         let ran = restored.run(generation);
@@ -151,9 +152,9 @@ pub async fn accept<R: Restored>(
     })
     .await?;
     match ran {
-        Ok(()) => {
+        Ok(since) => {
             write(world, &mut entry, JournalState::Moved)?;
-            Ok((entry, Some(restored)))
+            Ok((entry, Some((restored, since))))
         }
         Err(RunError::NeverRan(cause)) => {
             tracing::error!(migration = %entry.id, error = %cause, "the container could not be let run; it goes back to its source");

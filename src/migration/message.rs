@@ -72,8 +72,11 @@ pub enum Message {
         /// The container's generation from now on.
         generation: Generation,
     },
-    /// It runs at the destination.
-    Running,
+    /// It runs at the destination, and its files are on that host's disk.
+    Running {
+        /// How long after the arrival of `HandOver` it ran and was reachable, in microseconds.
+        after_micros: u64,
+    },
     /// The source gives up before the handover.
     Cancel {
         /// Why, for people.

@@ -4,7 +4,7 @@
 //! still do is in its type: [`Movable`] runs; [`Held`] is frozen and *resumes when dropped*; [`HandedOver`]
 //! is frozen and can only be settled, or resumed on the destination's durable word that it never ran.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::model::{Finding, Generation, Pages};
 
@@ -131,8 +131,9 @@ pub trait Arriving: Send + 'static {
 /// silence and a person's, decide what becomes of it.
 pub trait Restored: Send + 'static {
     /// To be called after the journal says `Accepted`: lets it run under this generation, opens the gate,
-    /// announces it. Idempotent; restores again from the images when the held copy has died.
-    fn run(&mut self, generation: Generation) -> Result<(), RunError>;
+    /// announces it, and then makes its files durable. Idempotent; restores again from the images when the held
+    /// copy has died. Returns the moment from which it ran and was reachable.
+    fn run(&mut self, generation: Generation) -> Result<Instant, RunError>;
 
     /// It runs: frees the images.
     fn settle(self) -> Result<(), Cause>;

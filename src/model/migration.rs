@@ -180,8 +180,9 @@ pub struct MigrationReport {
     pub outcome: Outcome,
     /// From begin to end.
     pub total: Duration,
-    /// From the freeze on the source until the source learnt that the container runs at the destination:
-    /// the blackout, and half a round trip more. Absent when it was never frozen or never ran there.
+    /// From the freeze on the source until the container ran, and was reachable, at the destination: both ends
+    /// are measured by the clock of the host they are on, and the way of the handover (half a round trip) is not
+    /// in it. Absent when it was never frozen or never ran there.
     pub blackout: Option<Duration>,
     /// The phases, in order.
     pub phases: Vec<PhaseSpan>,

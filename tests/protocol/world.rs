@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit::migration::codec::{Chunk, Frame, Kind};
 use godwit::migration::conclude::{self, Dial, DialFuture};
@@ -386,7 +386,7 @@ impl Arriving for Parts {
 }
 
 impl Restored for Restoree {
-    fn run(&mut self, generation: Generation) -> Result<(), RunError> {
+    fn run(&mut self, generation: Generation) -> Result<Instant, RunError> {
         let error = self.0.inner.fails(Side::Destination, Phase::Handover).err();
         let never = self.0.inner.state().fault == Some(Fault::NeverRuns);
         if let Some(cause) = error.or_else(|| never.then(|| "it cannot".into())) {
@@ -396,7 +396,7 @@ impl Restored for Restoree {
         let mut state = self.0.live().map_err(RunError::NeverRan)?;
         state.generation = generation.0;
         state.gate = true;
-        Ok(())
+        Ok(Instant::now())
     }
 
     fn settle(self) -> Result<(), Cause> {

@@ -86,6 +86,7 @@ impl Destination for Arrivals {
             }),
             image: None,
             files: None,
+            first_pass: true,
             pages: None,
             images: None,
         };
@@ -106,6 +107,7 @@ pub struct Arrival {
     coming: Arc<Incoming>,
     image: Option<(Staging, Receiver)>,
     files: Option<Receiver>,
+    first_pass: bool,
     pages: Option<(PageStore, Decoder)>,
     images: Option<ImageDirectory>,
 }
@@ -206,8 +208,14 @@ impl Arriving for Arrival {
     fn files_end(&mut self) -> Result<(), Cause> {
         // A pass without a single record changes nothing.
         if let Some(files) = self.files.take() {
+            // The bulk goes to the disk now, while the container runs elsewhere. What the last pass adds goes
+            // there when it runs here, before the source's copy goes; see `RestoredArrival::run`.
+            if self.first_pass {
+                files.sync()?;
+            }
             files.finish()?;
         }
+        self.first_pass = false;
         Ok(())
     }
 

@@ -1,8 +1,10 @@
 //! A container that is restored here and held, until the source's word lets it run or undoes it.
 
-use std::fs;
+use std::fs::{self, File};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use nix::unistd::syncfs;
 
 use super::incoming::Incoming;
 use super::remains;
@@ -146,28 +148,31 @@ impl RestoredArrival {
 }
 
 impl Restored for RestoredArrival {
-    fn run(&mut self, generation: Generation) -> Result<(), RunError> {
+    fn run(&mut self, generation: Generation) -> Result<Instant, RunError> {
         if !self.runs() {
             self.let_run()?;
         }
         let coming = &self.coming;
         let host = &coming.context.host;
         let name = &coming.spec.name;
-        let opened = || -> Result<(), Cause> {
+        let opened = || -> Result<Instant, Cause> {
             host.network.attach(name)?;
             host.network
                 .announce(&coming.spec.lease, &host.netns(name))?;
+            let since = Instant::now();
+            // What the container has once synced to the source's disk must be on this one before that copy goes.
+            syncfs(File::open(host.upper(name))?)?;
             coming
                 .record(ContainerState::Running, generation)
                 .save(host)?;
-            Ok(())
+            Ok(since)
         };
-        opened().map_err(RunError::HasRun)?;
+        let since = opened().map_err(RunError::HasRun)?;
         coming
             .context
             .events
             .container(name, ContainerState::Running);
-        Ok(())
+        Ok(since)
     }
 
     fn settle(self) -> Result<(), Cause> {

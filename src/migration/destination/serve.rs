@@ -1,7 +1,7 @@
 //! The phases of a migration on its destination, one line each.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::super::conclude::{self, blocking};
 use super::super::error::MigrationError;
@@ -210,8 +210,10 @@ async fn take_over<D: Destination>(
 ) -> Served<RestoredOf<D>> {
     let _ = job.link.say(&Message::Ready, Phase::Restore).await;
     let mut entry = entry;
+    let mut arrived = Instant::now();
     let ended = match word(&mut job).await {
         Some(Message::HandOver { generation }) => {
+            arrived = Instant::now();
             entry.generation = generation;
             reached(&job, Phase::Handover).await;
             // Not journalled: not accepted, and the source's journal tells whoever asks.
@@ -239,17 +241,25 @@ async fn take_over<D: Destination>(
         )
     });
     let news = match entry.state {
-        JournalState::Moved => Message::Running,
+        JournalState::Moved => Message::Running {
+            after_micros: after(arrived, running.as_ref().map(|r| r.1)),
+        },
         JournalState::StayedHere => Message::Fate(Fate::Discarded),
         _ => Message::Fate(Fate::Pending),
     };
     let _ = job.link.say(&news, Phase::Handover).await;
     reached(&job, Phase::Settle).await;
-    if let Some(running) = running {
-        conclude::settle(&entry, running).await;
+    if let Some((restored, _)) = running {
+        conclude::settle(&entry, restored).await;
     }
     job.link.close().await;
     Served::Over(entry)
+}
+
+/// Microseconds from the arrival of the handover until it ran.
+fn after(arrived: Instant, since: Option<Instant>) -> u64 {
+    let took = since.map(|since| since.saturating_duration_since(arrived));
+    u64::try_from(took.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The source's word; none when it was lost.

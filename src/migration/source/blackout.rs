@@ -20,6 +20,14 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// asking afterwards.
 const NEWS: Duration = Duration::from_secs(15);
 
+/// What the destination says after the handover.
+enum News {
+    /// It runs there, since so long after the handover arrived.
+    Runs { after: Duration },
+    /// It never ran there and never will.
+    Discarded,
+}
+
 type Handed<C> = <<C as Movable>::Held as Held>::HandedOver;
 
 impl Run {
@@ -132,6 +140,7 @@ impl Run {
     /// Tells the destination to run and waits for the news. There is no error here that resumes the source.
     pub(super) async fn after_handover<H: HandedOver>(mut self, handed: H) -> Ended<H> {
         let handed = if self.entry.state == JournalState::HandedOver {
+            let handed_over_at = Instant::now();
             // Lost words are asked for again by both sides.
             let _ = self
                 .say(&Message::HandOver {
@@ -139,8 +148,11 @@ impl Run {
                 })
                 .await;
             match tokio::time::timeout(NEWS, self.news()).await {
-                Ok(Some(Fate::Running)) => return self.moved(handed).await,
-                Ok(Some(Fate::Discarded)) => return self.taken_back(handed).await,
+                Ok(Some(News::Runs { after })) => {
+                    self.timeline.running_at = Some(handed_over_at + after);
+                    return self.moved(handed).await;
+                }
+                Ok(Some(News::Discarded)) => return self.taken_back(handed).await,
                 _ => handed,
             }
         } else {
@@ -158,11 +170,15 @@ impl Run {
         ended
     }
 
-    async fn news(&mut self) -> Option<Fate> {
+    async fn news(&mut self) -> Option<News> {
         loop {
             match self.link.receive_message(Phase::Handover).await {
-                Ok(Message::Running) => return Some(Fate::Running),
-                Ok(Message::Fate(Fate::Discarded)) => return Some(Fate::Discarded),
+                Ok(Message::Running { after_micros }) => {
+                    // A peer's figure goes into a report and nowhere else; it is no longer than we waited.
+                    let after = Duration::from_micros(after_micros).min(NEWS);
+                    return Some(News::Runs { after });
+                }
+                Ok(Message::Fate(Fate::Discarded)) => return Some(News::Discarded),
                 Ok(_) => {}
                 Err(_) => return None,
             }
@@ -171,7 +187,6 @@ impl Run {
 
     /// It runs at the destination: the frozen copy goes.
     async fn moved<H: HandedOver>(mut self, handed: H) -> Ended<H> {
-        self.timeline.running_at = Some(Instant::now());
         self.timeline.enter(Phase::Settle, self.outbox.written());
         self.services
             .hook
