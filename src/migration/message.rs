@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Bytes, ContainerSpec, Finding, Generation, HostFacts, MigrationId, Pages};
+use crate::model::{
+    Bytes, ContainerSpec, Finding, Generation, HostFacts, MigrationId, Neighbour, Pages,
+};
 
 /// The oldest protocol version this Godwit speaks. The window is N and N-1; there is no N-1 yet.
 pub const OLDEST_VERSION: u16 = 1;
@@ -168,6 +170,8 @@ pub struct Summary {
     pub pages: Pages,
     /// The inode numbers of the pipes that are its standard output and error, which CRIU's images name.
     pub stdio_inodes: [u64; 2],
+    /// Whom it knows on its network.
+    pub neighbours: Vec<Neighbour>,
 }
 
 /// The newest version both windows hold.

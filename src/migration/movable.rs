@@ -119,6 +119,10 @@ pub trait Arriving: Send + 'static {
     /// All files of a pass are here.
     fn files_end(&mut self) -> Result<(), Cause>;
 
+    /// The container is frozen on its source, whose gate is closed: what is sent to it from now on is for this
+    /// host to keep. A host that cannot do so loses frames, which is no failure.
+    fn frozen(&mut self);
+
     /// Checks that everything is here and restores it, held before its first instruction. On failure
     /// everything is discarded.
     fn restore(self, summary: &Summary) -> Result<Self::Restored, Cause>;

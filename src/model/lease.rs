@@ -34,6 +34,16 @@ pub struct Lease {
     pub mac: Mac,
 }
 
+/// Somebody a container knows on its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Neighbour {
+    /// The neighbour's address.
+    pub address: Ipv4Addr,
+    /// Its Ethernet address.
+    pub mac: Mac,
+}
+
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a, b, c, d, e, g] = self.0;

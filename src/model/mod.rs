@@ -15,7 +15,7 @@ pub use amount::{Bytes, PAGE_SIZE, Pages, Rate};
 pub use event::{Event, EventKind};
 pub use host::{CpuFacts, CriuVersion, HostFacts};
 pub use id::{Digest, Generation, MigrationId, Name};
-pub use lease::{Lease, Mac};
+pub use lease::{Lease, Mac, Neighbour};
 pub use migration::{
     Finding, MigrationOptions, MigrationReport, Outcome, Phase, PhaseSpan, Progress, Round, Side,
 };

@@ -20,7 +20,9 @@ mod bridge;
 mod error;
 mod frame;
 mod gate;
+mod hold;
 mod lease;
+mod neighbour;
 mod netlink;
 mod plan;
 mod port;
@@ -34,10 +36,11 @@ use std::path::Path;
 use std::time::Duration;
 
 pub use error::{Failures, NetError};
+pub use hold::{Delivered, HeldFrames};
 pub use lease::{LeaseEntry, Leases};
 pub use plan::NetworkConfig;
 
-use crate::model::{Lease, Name};
+use crate::model::{Lease, Name, Neighbour};
 use crate::sys::netns::NetNs;
 
 /// The container network on this host. Its calls block.
@@ -97,6 +100,22 @@ impl Network {
     /// thread of its own.
     pub fn announce(&self, lease: &Lease, pin: &Path) -> Result<(), NetError> {
         announce::announce(lease, pin)
+    }
+
+    /// From now on, keeps the frames that others send to a container which is on its way to this host: they learn
+    /// that it is here, and what they send waits until [`HeldFrames::deliver`]. The gate is closed.
+    pub fn hold(&self, name: &Name, lease: &Lease) -> Result<HeldFrames, NetError> {
+        self.at_home(|here| hold::begin(here, name, lease))
+    }
+
+    /// Whom a container knows on its network.
+    pub fn neighbours(&self, pin: &Path) -> Result<Vec<Neighbour>, NetError> {
+        neighbour::known(pin)
+    }
+
+    /// Lets a container that comes from elsewhere know whom it knew there.
+    pub fn learn(&self, pin: &Path, neighbours: &[Neighbour]) -> Result<(), NetError> {
+        neighbour::learn(pin, neighbours)
     }
 
     /// Removes everything that [`Network::make_port`] makes, or whatever there is of it. It does as much as it

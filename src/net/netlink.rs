@@ -10,6 +10,9 @@ use rtnetlink::packet_route::link::{
     BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
 };
+use rtnetlink::packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
@@ -120,6 +123,30 @@ impl Netlink {
         self.wait(self.handle.route().add(route).execute())
     }
 
+    /// The IPv4 neighbours whose Ethernet address an interface knows.
+    pub fn neighbours(&self, index: u32) -> io::Result<Vec<(Ipv4Addr, [u8; 6])>> {
+        let known = self.handle.neighbours().get().execute();
+        let all: Vec<NeighbourMessage> = self.wait(known.try_collect())?;
+        let here = all
+            .into_iter()
+            .filter(|entry| entry.header.ifindex == index);
+        Ok(here.filter_map(|entry| neighbour(&entry)).collect())
+    }
+
+    /// Lets an interface know a neighbour's Ethernet address, to be checked when it has been used for a while.
+    pub fn add_neighbour(&self, index: u32, address: Ipv4Addr, mac: &[u8]) -> io::Result<()> {
+        let entry = self.handle.neighbours().add(index, IpAddr::V4(address));
+        let entry = entry.link_layer_address(mac).state(NeighbourState::Stale);
+        self.wait(entry.replace().execute())
+    }
+
+    /// From now on the bridge sends frames for `mac` to its port `index`, until it sees one from there elsewhere.
+    pub fn claim_mac(&self, index: u32, mac: &[u8]) -> io::Result<()> {
+        let entry = self.handle.neighbours().add_bridge(index, mac);
+        let entry = entry.flags(NeighbourFlags::Controller);
+        self.wait(entry.state(NeighbourState::Noarp).replace().execute())
+    }
+
     fn collect_addresses(&self, request: rtnetlink::AddressGetRequest) -> io::Result<Vec<IpAddr>> {
         let messages: Vec<_> = self.wait(request.execute().try_collect())?;
         // Of a point-to-point link, `Address` is the other end's and `Local` ours; elsewhere both are ours.
@@ -150,6 +177,28 @@ impl Netlink {
             other => io::Error::other(other),
         })
     }
+}
+
+/// Address and Ethernet address of a neighbour that is known.
+fn neighbour(entry: &NeighbourMessage) -> Option<(Ipv4Addr, [u8; 6])> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &entry.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
+                address = Some(*found)
+            }
+            NeighbourAttribute::LinkLayerAddress(found) => mac = found.as_slice().try_into().ok(),
+            _ => {}
+        }
+    }
+    let known = !matches!(
+        entry.header.state,
+        NeighbourState::Incomplete
+            | NeighbourState::Failed
+            | NeighbourState::Noarp
+            | NeighbourState::None
+    );
+    Some((address?, mac?)).filter(|_| known)
 }
 
 fn no_answer() -> io::Error {

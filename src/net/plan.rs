@@ -174,6 +174,11 @@ pub(super) fn port_name(name: &Name) -> String {
     format!("{PORT_PREFIX}{}", &hash[..PORT_DIGITS])
 }
 
+/// The name of the interface at which frames wait for a container that is on its way: unlike a port's.
+pub(super) fn tap_name(name: &Name) -> String {
+    format!("gh{}", &port_name(name)[PORT_PREFIX.len()..])
+}
+
 /// Whether an interface's name is one that [`port_name`] gives.
 pub(super) fn is_port_name(name: &str) -> bool {
     let hex = |c: u8| matches!(c, b'0'..=b'9' | b'a'..=b'f');

@@ -16,6 +16,7 @@ pub mod pidfd;
 pub mod process;
 pub mod signal;
 pub mod socket_buffer;
+pub mod tap;
 pub mod tcp;
 pub mod tree;
 pub mod xattr;

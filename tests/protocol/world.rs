@@ -369,6 +369,11 @@ impl Arriving for Parts {
         Ok(())
     }
 
+    fn frozen(&mut self) {
+        assert_eq!(self.0.inner.state().source, Copy::Frozen);
+        assert!(!self.0.inner.state().gate, "frames still reach the source");
+    }
+
     fn restore(self, summary: &Summary) -> Result<Restoree, Cause> {
         if let Err(error) = self.0.inner.fails(Side::Destination, Phase::Restore) {
             self.0.set(Copy::Gone)?;

@@ -15,6 +15,7 @@ use crate::migration::codec::{Chunk, Frame, Kind};
 use crate::migration::preflight::{Coming, Here, preflight};
 use crate::migration::{Arriving, Cause, Destination, Offer, Summary};
 use crate::model::{Bytes, ContainerState, Finding, Name};
+use crate::net::HeldFrames;
 use crate::rootfs::Staging;
 use crate::storage::Receiver;
 
@@ -89,6 +90,7 @@ impl Destination for Arrivals {
             first_pass: true,
             pages: None,
             images: None,
+            frames: None,
         };
         match arrival.make(offer) {
             Ok(arrival) => Ok(arrival),
@@ -110,6 +112,7 @@ pub struct Arrival {
     first_pass: bool,
     pages: Option<(PageStore, Decoder)>,
     images: Option<ImageDirectory>,
+    frames: Option<HeldFrames>,
 }
 
 impl Arrival {
@@ -165,6 +168,10 @@ impl Arrival {
             return Err(format!("{here} pages are listed here and {there} on the source").into());
         }
         link_images(complete, images.path(), THREADS)?;
+        let pin = self.coming.context.host.netns(&self.coming.spec.name);
+        if let Err(error) = self.coming.context.network.learn(&pin, &summary.neighbours) {
+            tracing::warn!(container = %self.coming.spec.name, "it has to ask for its neighbours anew: {error}");
+        }
         place::mount_root(&self.coming.context.host, &self.coming.spec)?;
         Ok(())
     }
@@ -219,10 +226,20 @@ impl Arriving for Arrival {
         Ok(())
     }
 
+    fn frozen(&mut self) {
+        let (network, spec) = (&self.coming.context.network, &self.coming.spec);
+        match network.hold(&spec.name, &spec.lease) {
+            Ok(frames) => self.frames = Some(frames),
+            Err(error) => {
+                tracing::warn!(container = %spec.name, "frames that come for it in the blackout are lost: {error}");
+            }
+        }
+    }
+
     fn restore(mut self, summary: &Summary) -> Result<RestoredArrival, Cause> {
         let restored = self
             .complete(summary)
-            .and_then(|()| RestoredArrival::restore(&self.coming, summary));
+            .and_then(|()| RestoredArrival::restore(&self.coming, summary, self.frames.take()));
         restored.inspect_err(|_| {
             if let Err(undo) = self.coming.remove() {
                 tracing::error!(container = %self.coming.spec.name, "a container that was not restored was not removed: {undo}");

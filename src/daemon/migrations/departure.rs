@@ -301,6 +301,11 @@ impl Held for HeldDeparture {
             netns_inode: fs::metadata(context.host.netns(parts.name()))?.ino(),
         };
         let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
+        // Without them it asks anew, and its first answers are late.
+        let neighbours = context
+            .network
+            .neighbours(&context.host.netns(parts.name()))
+            .unwrap_or_default();
         let precopy = frozen
             .precopy
             .as_ref()
@@ -325,6 +330,7 @@ impl Held for HeldDeparture {
             images,
             pages,
             stdio_inodes,
+            neighbours,
         })
     }
 

@@ -13,6 +13,7 @@ use crate::container::{Record, create};
 use crate::daemon::Context;
 use crate::migration::{Cause, Restored, RunError, Summary};
 use crate::model::{ContainerState, Generation, MigrationId, Name};
+use crate::net::HeldFrames;
 
 /// How long it may take to see what became of a container whose shim died.
 const SETTLES_WITHIN: Duration = Duration::from_secs(10);
@@ -44,17 +45,23 @@ pub struct RestoredArrival {
     coming: Arc<Incoming>,
     request: RestoreRequest,
     shim: Option<Client>,
+    frames: Option<HeldFrames>,
 }
 
 impl RestoredArrival {
     /// Restores a container of which everything is here. What a failure leaves goes with the place.
-    pub fn restore(coming: &Arc<Incoming>, summary: &Summary) -> Result<Self, Cause> {
+    pub fn restore(
+        coming: &Arc<Incoming>,
+        summary: &Summary,
+        frames: Option<HeldFrames>,
+    ) -> Result<Self, Cause> {
         let request = request(coming, summary)?;
         let coming = Arc::clone(coming);
         let mut restored = Self {
             coming,
             request,
             shim: None,
+            frames,
         };
         restored.hold()?;
         Ok(restored)
@@ -87,6 +94,8 @@ impl RestoredArrival {
             coming,
             request,
             shim,
+            // A daemon that dies takes what it held with it.
+            frames: None,
         })
     }
 
@@ -152,6 +161,7 @@ impl Restored for RestoredArrival {
         if !self.runs() {
             self.let_run()?;
         }
+        let frames = self.frames.take();
         let coming = &self.coming;
         let host = &coming.context.host;
         let name = &coming.spec.name;
@@ -159,6 +169,10 @@ impl Restored for RestoredArrival {
             host.network.attach(name)?;
             host.network
                 .announce(&coming.spec.lease, &host.netns(name))?;
+            if let Some(frames) = frames {
+                let delivered = frames.deliver();
+                tracing::debug!(container = %name, ?delivered, "frames that came in the blackout");
+            }
             let since = Instant::now();
             // What the container has once synced to the source's disk must be on this one before that copy goes.
             syncfs(File::open(host.upper(name))?)?;

@@ -94,7 +94,10 @@ impl<A: Arriving> Receiver<'_, A> {
                 self.rounds += 1;
                 return Ok(Step::Reply(Message::RoundAck { number }));
             }
-            (Phase::Memory, Message::Frozen) => self.phase = Phase::Dump,
+            (Phase::Memory, Message::Frozen) => {
+                self.arriving.frozen();
+                self.phase = Phase::Dump;
+            }
             (Phase::Dump, Message::DumpEnd(summary)) => {
                 self.summary = Some(summary);
                 self.phase = Phase::Residual;

@@ -1,0 +1,111 @@
+//! Frames that come for a container while it runs nowhere wait at its destination instead of being lost.
+//!
+//! A frame that is lost costs its sender a retransmission timeout (200 ms at least, doubled each time; RFC 6298),
+//! an ARP request a whole second. So from the freeze on the destination says that the container is there, takes
+//! its frames in at a tap on the bridge, and hands them over, in their order, when its gate is open. What a client
+//! sees of the blackout is then the blackout.
+//!
+//! ```text
+//!              freeze … restore                                gate open
+//! uplink ─▶ bridge ─▶ tap: a queue in the kernel   ⇒   uplink ─▶ bridge ─▶ port ─▶ container
+//!                                                              queue ──────┘
+//! ```
+//!
+//! **Invariant:** the queue is bounded ([`QUEUE`] frames; the kernel drops what comes beyond), and exists no longer
+//! than this value: a daemon that dies takes the tap with it.
+
+use std::io;
+
+use super::frame::{Arp, ETHERTYPE};
+use rtnetlink::packet_route::link::LinkAttribute;
+
+use super::netlink::named;
+use super::{Here, NetError, bridge, plan, port};
+use crate::model::{Lease, Mac, Name};
+use crate::sys::ethernet::EthernetSocket;
+use crate::sys::tap::Tap;
+
+/// How many frames may wait: what a TCP window of some MiB takes, and no more than 1.5 MB of frames of full size.
+const QUEUE: u32 = 1000;
+
+/// The longest frame: 64 KiB of payload, as a bridge of any MTU may carry, and its header.
+const LONGEST: usize = 65_536 + 18;
+
+/// Frames that wait. Dropping it forgets them: their senders will send again.
+#[derive(Debug)]
+pub struct HeldFrames {
+    tap: Tap,
+    port: EthernetSocket,
+    mac: Mac,
+}
+
+/// What became of frames that waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Delivered {
+    /// Handed to the container.
+    pub frames: u64,
+    /// Not taken by its port.
+    pub lost: u64,
+}
+
+/// Begins to hold the frames of a container whose port is made and whose gate is closed.
+pub(super) fn begin(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<HeldFrames, NetError> {
+    let name_of_tap = plan::tap_name(name);
+    let failed = |operation| NetError::kernel(operation, &name_of_tap);
+    let bridge = bridge::get(here)?;
+    let port_name = plan::port_name(name);
+    let absent = || NetError::NoPort {
+        name: name.clone(),
+        port: port_name.clone(),
+    };
+    let existing = port::look_up(&here.netlink, &port_name)?.ok_or_else(absent)?;
+    let port = EthernetSocket::open(&port_name, ETHERTYPE)
+        .map_err(NetError::kernel("send through", &port_name))?;
+    let tap = Tap::create(&name_of_tap).map_err(failed("make"))?;
+    let mut change = named(&name_of_tap).up().controller(bridge.index);
+    change = change.append_extra_attribute(LinkAttribute::TxQueueLen(QUEUE));
+    if let Some(mtu) = existing.mtu {
+        change = change.mtu(mtu);
+    }
+    here.netlink
+        .change(change.build())
+        .map_err(failed("put on the bridge"))?;
+    let link = here.netlink.link(&name_of_tap).map_err(failed("look at"))?;
+    let index = link.map_or(0, |link| link.index);
+    here.netlink
+        .claim_mac(index, &lease.mac.0)
+        .map_err(failed("lead frames to"))?;
+    for arp in Arp::announcements(lease.mac, lease.address) {
+        tap.send(&arp.encode())
+            .map_err(failed("announce through"))?;
+    }
+    let mac = lease.mac;
+    Ok(HeldFrames { tap, port, mac })
+}
+
+impl HeldFrames {
+    /// Hands the frames over. The gate is open, and the container has announced itself: what comes from now on
+    /// takes the direct way. A frame that the port does not take is lost, like any other frame may be.
+    pub fn deliver(self) -> io::Result<Delivered> {
+        let mut buffer = vec![0; LONGEST];
+        let mut delivered = Delivered::default();
+        while let Some(length) = self.tap.receive(&mut buffer)? {
+            let frame = &buffer[..length];
+            if !self.is_for_it(frame) {
+                continue;
+            }
+            match self.port.send(frame) {
+                Ok(()) => delivered.frames += 1,
+                Err(_) => delivered.lost += 1,
+            }
+        }
+        Ok(delivered)
+    }
+
+    /// What is for the container, and questions for an address: it answers those for its own, and a late answer
+    /// spares whoever asked from asking again a second later.
+    fn is_for_it(&self, frame: &[u8]) -> bool {
+        let is_question = frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()[..]);
+        is_question || frame.get(..6) == Some(&self.mac.0[..])
+    }
+}
