@@ -230,7 +230,7 @@ fn an_imported_tree_is_an_image_with_its_hard_links() {
     fs::hard_link(dir.path().join("a"), dir.path().join("d/b")).unwrap();
     std::os::unix::fs::symlink("/etc/passwd", dir.path().join("link")).unwrap();
     fs::set_permissions(dir.path().join("a"), Permissions::from_mode(0o4711)).unwrap();
-    fs::set_permissions(dir.path().join("d"), Permissions::from_mode(0o1500)).unwrap();
+    fs::set_permissions(dir.path().join("d"), Permissions::from_mode(0o1700)).unwrap();
     let store = ImageStore::open(state.path()).unwrap();
     let image = store.import_tree(dir.path()).unwrap();
     assert_eq!(image, storage::digest(dir.path()).unwrap());

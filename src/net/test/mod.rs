@@ -16,6 +16,7 @@ use serde_json::Value;
 
 mod bridge;
 mod gate;
+mod hold;
 mod port;
 mod segment;
 
