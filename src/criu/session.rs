@@ -8,6 +8,8 @@ use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use prost::Message;
 
@@ -15,7 +17,7 @@ use super::place::Place;
 use super::rpc::{FeatureFlags, Kind, Options, Request, Response};
 use super::stats::{DumpStats, RestoreStats, dump_stats, restore_stats};
 use super::{Criu, CriuError, DumpRequest, LogTail, Notify, RestoreRequest, Spawn, Verdict};
-use crate::sys::packet;
+use crate::sys::{packet, pidfd};
 
 /// The longest message CRIU may send.
 const LONGEST: usize = 1 << 20;
@@ -45,6 +47,7 @@ pub struct RestoreDone {
 #[derive(Debug)]
 pub struct Session {
     child: Option<Child>,
+    process: Option<OwnedFd>,
     socket: OwnedFd,
     stderr: File,
     program: PathBuf,
@@ -78,8 +81,10 @@ impl Session {
         let kept = kept.map_err(|e| failed("make a file for its errors")(e.into()))?;
         let kept = File::from(kept);
         let child = spawn.start(program, theirs, &kept)?;
+        let process = pidfd::open(child.id().cast_signed()).map_err(failed("watch it"));
         Ok(Self {
             child: Some(child),
+            process: Some(process?),
             socket,
             stderr: kept,
             program: program.to_owned(),
@@ -91,6 +96,7 @@ impl Session {
     pub(super) fn over(socket: OwnedFd) -> Self {
         Self {
             child: None,
+            process: None,
             socket,
             stderr: tempfile::tempfile().unwrap(),
             program: PathBuf::from("fake"),
@@ -224,6 +230,9 @@ impl Session {
         // What made us refuse; CRIU's own words for it would only be "script error".
         let mut refused: Option<CriuError> = None;
         loop {
+            if !self.speaks() {
+                return Err(refused.unwrap_or_else(|| self.ended(name, log)));
+            }
             let received = packet::receive_packet(self.socket.as_fd(), LONGEST);
             let message = received.map_err(|source| CriuError::Connection {
                 operation: "read the answer to",
@@ -261,6 +270,26 @@ impl Session {
             } else {
                 Ok(response)
             };
+        }
+    }
+
+    /// Waits until CRIU has something to say: false when it has ended without. The end of the connection does not
+    /// tell, as tasks that a killed CRIU was restoring hold copies of its end.
+    fn speaks(&self) -> bool {
+        let Some(process) = &self.process else {
+            return true;
+        };
+        let mut fds = [
+            PollFd::new(self.socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(process.as_fd(), PollFlags::POLLIN),
+        ];
+        loop {
+            match poll(&mut fds, PollTimeout::NONE) {
+                Err(Errno::EINTR) => {}
+                // The read tells what is wrong.
+                Err(_) => return true,
+                Ok(_) => return fds[0].any().unwrap_or(true),
+            }
         }
     }
 

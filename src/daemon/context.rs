@@ -1,11 +1,13 @@
 //! What the long jobs of a daemon share.
 
+use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::facts::{self, CriuFacts};
 use super::locks::Locks;
@@ -14,7 +16,7 @@ use super::{Config, DaemonError, Events};
 use crate::cgroup::CgroupRoot;
 use crate::container::Host;
 use crate::criu::{Criu, CriuError};
-use crate::model::HostFacts;
+use crate::model::{HostFacts, Name};
 use crate::net::{Leases, Network, NetworkConfig};
 use crate::peer::{Identity, PeerBook};
 use crate::rootfs::ImageStore;
@@ -37,6 +39,8 @@ pub struct Context {
     pub host: Host,
     /// The other hosts.
     pub peers: Arc<PeerBook>,
+    /// What a new shim needs to take the place of one that has died: the read ends of the containers' outputs.
+    pub outputs: Mutex<HashMap<Name, Vec<OwnedFd>>>,
     /// Where to tell what happens.
     pub events: Events,
     /// One request at a time per container.
@@ -78,10 +82,18 @@ impl Context {
             leases: Arc::new(leases),
             images,
             peers: Arc::new(peers),
+            outputs: Mutex::default(),
             events: Events::new(),
             locks: Arc::default(),
             config,
         })
+    }
+}
+
+impl Context {
+    /// What is kept for new shims.
+    pub fn outputs(&self) -> MutexGuard<'_, HashMap<Name, Vec<OwnedFd>>> {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

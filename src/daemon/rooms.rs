@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 use std::time::Duration;
 
 use super::backend::Say;
@@ -22,18 +22,12 @@ const SILENCE: Duration = Duration::from_millis(300);
 /// The containers of this host.
 pub struct Rooms {
     context: Arc<Context>,
-    /// The read ends of the containers' outputs, and what else a new shim needs to take the place of one that
-    /// has died.
-    pipes: Mutex<HashMap<Name, Vec<OwnedFd>>>,
 }
 
 impl Rooms {
     /// Those of this host.
     pub fn new(context: Arc<Context>) -> Self {
-        Self {
-            context,
-            pipes: Mutex::default(),
-        }
+        Self { context }
     }
 
     /// The image that is asked for, and what it runs where nothing else is said.
@@ -299,7 +293,7 @@ impl Rooms {
     }
 
     fn pipes(&self) -> MutexGuard<'_, HashMap<Name, Vec<OwnedFd>>> {
-        self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.context.outputs()
     }
 
     fn drop_pipes(&self, name: &Name) {

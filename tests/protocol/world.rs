@@ -118,6 +118,20 @@ impl Inner {
         Ok(())
     }
 
+    /// A daemon that has nothing to do with the migration any more is started again, too.
+    fn restart_whoever_is_idle(self: &Arc<Self>) {
+        let inner = self.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            for side in [Side::Source, Side::Destination] {
+                if !inner.process(side).alive() {
+                    restart(inner.clone(), side).await;
+                }
+            }
+        });
+        self.open.lock().unwrap().push(task);
+    }
+
     fn kill(&self, side: Side) {
         let process = self.process(side);
         process.alive.store(false, Ordering::SeqCst);
@@ -476,6 +490,7 @@ impl Hook for Trap {
                     self.0.state().fault = None;
                     self.0.kill(Side::Source);
                     self.0.kill(Side::Destination);
+                    self.0.restart_whoever_is_idle();
                     // Whatever the dead process still tries fails; a thread must not wait for ever.
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }

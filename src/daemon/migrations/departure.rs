@@ -143,7 +143,7 @@ impl Movable for Departure {
 
     fn offer(&mut self) -> Result<Offer, Cause> {
         let host = &self.parts.context.host;
-        self.stdio = Some(stdio_inodes(&host.run(self.parts.name()))?);
+        self.stdio = Some(stdio_inodes(&host.run(self.parts.name()), self.parts.pid)?);
         Ok(Offer {
             migration: self.parts.id,
             spec: self.parts.record.spec.clone(),
@@ -379,6 +379,7 @@ impl HandedOver for HandedOverDeparture {
             // A CRIU that was killed kills nobody; the cgroup's removal does.
             tracing::warn!(container = %parts.name(), "CRIU did not kill the copy that was handed over: {error}");
         }
+        parts.context.outputs().remove(parts.name());
         place::remove(&parts.context.host, parts.name())?;
         parts.context.leases.moved_away(parts.name(), &parts.to)?;
         remains::remove_directory(&parts.directory())?;
@@ -394,14 +395,16 @@ fn into(outbox: &Outbox, kind: Kind, payload: Vec<u8>) -> io::Result<()> {
     outbox.send(kind, payload).map_err(io::Error::other)
 }
 
-/// The inode numbers of the pipes of a container's output, as its shim knows them.
-fn stdio_inodes(run: &Path) -> Result<[u64; 2], Cause> {
+/// The inode numbers of the pipes of a container's output, as its shim knows them. A shim that had to take over
+/// without them knows none: then those of its first process, whose output goes on where it arrives.
+fn stdio_inodes(run: &Path, first: i32) -> Result<[u64; 2], Cause> {
     let pipes = Client::connect(run)?.pipes()?;
     let inode = |at: usize| -> Result<u64, Cause> {
-        let pipe = pipes
-            .get(at)
-            .ok_or("the shim has lost the container's output")?;
-        Ok(fs::metadata(format!("/proc/self/fd/{}", pipe.as_raw_fd()))?.ino())
+        let path = match pipes.get(at) {
+            Some(pipe) if pipes.len() > 2 => format!("/proc/self/fd/{}", pipe.as_raw_fd()),
+            _ => format!("/proc/{first}/fd/{}", at + 1),
+        };
+        Ok(fs::metadata(path)?.ino())
     };
     Ok([inode(0)?, inode(1)?])
 }

@@ -107,6 +107,10 @@ impl RestoredArrival {
         let owner = Some(coming.spec.user.uid);
         let mut shim = create::new_shim(&coming.context.host, &coming.spec, owner)?;
         shim.restore(self.request.clone())?;
+        // From now on a shim that dies can be replaced without losing the container's output.
+        let outputs = shim.pipes()?;
+        let name = coming.spec.name.clone();
+        coming.context.outputs().insert(name, outputs);
         self.shim = Some(shim);
         Ok(())
     }

@@ -16,6 +16,9 @@ use crate::model::{Outcome, Phase};
 /// is taken for dead, and the container goes on here.
 const SILENCE: Duration = Duration::from_secs(3);
 
+/// A restore may take this long, however little time the caller gives the whole.
+const LEAST: Duration = Duration::from_secs(5);
+
 /// How long the source waits for the news that the container runs before it reports doubt. It goes on
 /// asking afterwards.
 const NEWS: Duration = Duration::from_secs(15);
@@ -106,15 +109,22 @@ impl Run {
         result.map_err(|cause| MigrationError::of_step(phase, cause))
     }
 
-    /// Waits until the destination holds the restored container.
+    /// Waits until the destination holds the restored container, but not for longer than the whole may take.
     async fn ready(&mut self) -> Result<(), MigrationError> {
-        loop {
+        let patience = Duration::from_millis(self.services.options.timeout_ms).max(LEAST);
+        let until = Instant::now() + patience;
+        while Instant::now() < until {
             match self.hear(Some(SILENCE)).await? {
                 Message::Alive => {}
                 Message::Ready => return Ok(()),
                 other => return Err(MigrationError::unexpected(&other, Phase::Restore)),
             }
         }
+        let why = format!(
+            "not restored within {:.0} s; raise --timeout",
+            patience.as_secs_f64()
+        );
+        Err(MigrationError::GivenUp { why })
     }
 
     /// **The handover.** When this returns `Ok`, the journal says so durably and the type of what it returns
