@@ -334,7 +334,7 @@ fn criu_works_on_this_host() {
     };
     let criu = Criu::find(None).unwrap();
     println!("CRIU {} at {}", criu.version(), criu.program().display());
-    criu.check().unwrap();
+    criu.check(scratch().path()).unwrap();
     println!("{:?}", criu.features().unwrap());
     let scratch = scratch();
     let mut task = Command::new("sleep");

@@ -112,10 +112,9 @@ impl Criu {
         self.version
     }
 
-    /// Whether this kernel has everything CRIU cannot do without.
-    pub fn check(&self) -> Result<(), CriuError> {
-        let session = Session::start(self, Spawn::default())?;
-        session.simple("check", Kind::Check, None).map(drop)
+    /// Whether this kernel has everything CRIU cannot do without. CRIU logs into `scratch`, an existing directory.
+    pub fn check(&self, scratch: &Path) -> Result<(), CriuError> {
+        Session::start(self, Spawn::default())?.check(scratch)
     }
 
     /// What this kernel and CRIU can do beyond that.

@@ -45,7 +45,7 @@ impl Place {
     }
 
     /// A file of the work directory, as a path that follows the directory even where it was renamed.
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         let directory = format!("/proc/self/fd/{}", self.work.as_raw_fd());
         Path::new(&directory).join(name)
     }

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -172,6 +172,24 @@ impl Session {
         }
         let stats = place.read("stats-restore").and_then(|b| restore_stats(&b));
         Ok(RestoreDone { pid, stats })
+    }
+
+    /// Asks whether CRIU can work here at all. Up to 4.1.1 it wants to be told where to log, and fails without a
+    /// word when it is not.
+    pub(super) fn check(mut self, scratch: &Path) -> Result<(), CriuError> {
+        let place = Place::open(scratch, None)?;
+        let log_file = "check.log";
+        let options = Options {
+            images_dir_fd: place.directories().images,
+            log_file: Some(log_file.to_owned()),
+            log_level: Some(2),
+            ..Options::default()
+        };
+        let mut none = |_| Verdict::Refuse;
+        let answer = self.ask("check", Kind::Check, options, &place, log_file, &mut none);
+        // Nobody reads the log of a check that went well.
+        let _ = std::fs::remove_file(place.path(log_file));
+        answer.map(drop)
     }
 
     /// A request without images and notifications.

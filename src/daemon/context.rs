@@ -153,7 +153,7 @@ fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
 
 fn try_criu(config: &Config) -> Result<(Criu, bool), CriuError> {
     let criu = Criu::find(config.criu.path.as_deref())?;
-    criu.check()?;
+    criu.check(&config.run_dir.join("migrations"))?;
     let features = criu.features()?;
     let mut task = Command::new("sleep");
     task.arg("1000").env_clear();
