@@ -775,11 +775,10 @@ async fn leave(
             let _ = conclude::source(entry, handed, &world, &mut decisions).await;
         }
         // Its copy is gone, but the journal could not say so: the next start settles again.
-        None if !world
+        None if world
             .journal
             .read(entry.id)
-            .unwrap()
-            .is_none_or(|e| e.state.is_final()) =>
+            .is_ok_and(|entry| entry.is_some_and(|entry| !entry.state.is_final())) =>
         {
             inner.kill(Side::Source)
         }
