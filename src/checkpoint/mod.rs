@@ -9,7 +9,7 @@
 //!                  └──▶ images in a tmpfs ─▶ chunks
 //!              CRIU waits in post-dump; cgroup frozen ─▶ Held::kill | Held::release
 //!
-//! ImageDirectory ◀─ chunks,  PageStore ◀─ frames ─▶ write_images
+//! ImageDirectory ◀─ chunks,  PageStore ◀─ frames ─▶ link_images
 //! restore ─▶ CRIU waits in post-restore ─▶ hold() ─▶ run | undo
 //! ```
 

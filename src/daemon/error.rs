@@ -126,12 +126,6 @@ pub enum DaemonError {
         /// The run directory.
         run_dir: PathBuf,
     },
-    /// It is not built in yet.
-    #[error("{what} is not possible yet")]
-    NotYet {
-        /// What.
-        what: &'static str,
-    },
     /// The work was given up, because it panicked: a defect of Godwit.
     #[error("a defect stopped the work on {what}; the daemon's log has the details")]
     Defect {
@@ -222,7 +216,6 @@ impl DaemonError {
             Self::Busy { .. } => Class::new(Conflict, "busy"),
             Self::Alone => Class::new(Unavailable, "no-peers"),
             Self::AnotherDaemon { .. } => Class::new(Conflict, "another-daemon"),
-            Self::NotYet { .. } => Class::new(Unavailable, "not-yet"),
             Self::Defect { .. } => Class::new(Failed, "defect"),
             Self::Io { .. } => Class::new(Failed, "system"),
             Self::Network(e) => of_network(e),
