@@ -39,34 +39,24 @@ impl Run {
         &mut self,
         held: C::Held,
     ) -> Result<Handed<C>, MigrationError> {
-        let (held, result) = self.copy(held).await;
-        let error = match result {
-            Ok(()) => match self.hand_over(held) {
+        let mut held = Some(held);
+        let copied = self.copy_phases(&mut held).await;
+        // A step that could not be run at all, because the daemon is ending, has dropped the container, and so
+        // resumed it.
+        let (held, error) = match (held, copied) {
+            (Some(held), Ok(())) => match self.hand_over(held) {
                 Ok(handed) => return Ok(handed),
-                Err((held, error)) => {
-                    resume(held, &error).await?;
-                    error
-                }
+                Err(refused) => refused,
             },
-            Err(error) => {
-                resume(held, &error).await?;
-                error
-            }
+            (Some(held), Err(error)) => (held, error),
+            (None, copied) => return Err(copied.err().unwrap_or_else(lost)),
         };
+        resume(held, &error).await?;
         Err(error)
     }
 
-    /// On success the destination holds the restored container. The held one comes back in any case.
-    async fn copy<H: Held>(&mut self, held: H) -> (H, Result<(), MigrationError>) {
-        let mut held = Some(held);
-        let result = self.copy_phases(&mut held).await;
-        match held {
-            Some(held) => (held, result),
-            // A step that panicked went on panicking in `blocking`, and dropping the container resumed it.
-            None => unreachable!("every step hands the container back"),
-        }
-    }
-
+    /// On success the destination holds the restored container. The held one stays in its slot, but for a step
+    /// that could not be run.
     async fn copy_phases<H: Held>(&mut self, held: &mut Option<H>) -> Result<(), MigrationError> {
         self.say(&Message::Frozen).await?;
         self.enter(Phase::Dump).await?;
@@ -95,9 +85,7 @@ impl Run {
         slot: &mut Option<H>,
         work: impl FnOnce(&mut H, &super::super::Outbox) -> Result<R, Cause> + Send + 'static,
     ) -> Result<R, MigrationError> {
-        let Some(mut held) = slot.take() else {
-            unreachable!("every step hands the container back")
-        };
+        let mut held = slot.take().ok_or_else(lost)?;
         let phase = self.timeline.phase();
         let (held, result) = self
             .step(move |outbox| {
@@ -237,6 +225,12 @@ impl Run {
             tracing::warn!(migration = %entry.id, %error, "the end of a migration was not journalled");
         }
     }
+}
+
+/// The container went with a step that could not be run.
+fn lost() -> MigrationError {
+    let cause = "the step before has not handed the container back";
+    MigrationError::local(Phase::Dump, cause)
 }
 
 /// The container runs here again. Only a failure of that itself hides the reason.
