@@ -1,13 +1,16 @@
 //! What each host swears to, on disk, before it acts on it.
 //!
-//! One file per migration, replaced atomically and synced before the call returns. The states and what
-//! follows from them are in the table at the head of [`super`].
+//! One file per migration (see [`record`]), synced before the call returns. The states and what follows from them
+//! are in the table at the head of [`super`].
 
+use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::record;
 use crate::model::{Generation, MigrationId, MigrationReport, Name, Side};
 use crate::sys::file;
 
@@ -95,7 +98,7 @@ impl Directory {
     /// # Errors
     /// When it cannot be made.
     pub fn open(path: &Path) -> io::Result<Self> {
-        std::fs::create_dir_all(path)?;
+        fs::create_dir_all(path)?;
         Ok(Self {
             path: path.to_owned(),
         })
@@ -119,7 +122,7 @@ impl Directory {
             .iter()
             .take(finished.len().saturating_sub(REMEMBERED))
         {
-            std::fs::remove_file(self.file(entry.id))?;
+            fs::remove_file(self.file(entry.id))?;
         }
         Ok(())
     }
@@ -127,15 +130,25 @@ impl Directory {
 
 impl Journal for Directory {
     fn write(&self, entry: &Entry) -> io::Result<()> {
-        let bytes = serde_json::to_vec_pretty(entry).map_err(io::Error::other)?;
-        file::replace(&self.file(entry.id), &bytes)
+        let path = self.file(entry.id);
+        let known = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        match record::step(&known, entry) {
+            Some((at, step)) => {
+                let file = File::options().write(true).open(&path)?;
+                file.write_all_at(&step, at)?;
+                file.sync_data()
+            }
+            None => file::replace(&path, &record::file(entry)?),
+        }
     }
 
     fn read(&self, id: MigrationId) -> io::Result<Option<Entry>> {
-        match std::fs::read(self.file(id)) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(io::Error::other),
+        match fs::read(self.file(id)) {
+            Ok(bytes) => record::read(&bytes).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }
@@ -143,7 +156,7 @@ impl Journal for Directory {
 
     fn all(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
-        for file in std::fs::read_dir(&self.path)? {
+        for file in fs::read_dir(&self.path)? {
             let path = file?.path();
             let id = path
                 .file_stem()

@@ -55,6 +55,7 @@ pub mod movable;
 pub mod observe;
 pub mod policy;
 pub mod preflight;
+mod record;
 pub mod source;
 
 pub use error::{Cause, MigrationError};
