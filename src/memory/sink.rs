@@ -1,6 +1,6 @@
 //! The ends of CRIU's page servers that send what they are told.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use super::page_server::PageSink;
 use super::space::{Entry, PageFlags, Space};
@@ -15,6 +15,7 @@ pub struct DumpSink<'a, 'b> {
     sender: &'b mut Sender<'a>,
     sent: &'b SentPages,
     parent: Parent<'b>,
+    owned: BTreeMap<Space, Vec<Entry>>,
     space: Option<Space>,
     list: Vec<Entry>,
 }
@@ -46,6 +47,7 @@ impl<'a, 'b> DumpSink<'a, 'b> {
             sender,
             sent,
             parent: Parent::Any(parent),
+            owned: BTreeMap::new(),
             space: None,
             list: Vec::new(),
         }
@@ -55,6 +57,13 @@ impl<'a, 'b> DumpSink<'a, 'b> {
     #[must_use]
     pub fn after(mut self, rounds: &'b PreDumped) -> Self {
         self.parent = Parent::Of(&rounds.spaces);
+        self
+    }
+
+    /// Pages that CRIU does not see, and that are listed beside those it tells: a tracker's own.
+    #[must_use]
+    pub fn with_owned(mut self, lists: impl IntoIterator<Item = (Space, Vec<Entry>)>) -> Self {
+        self.owned = lists.into_iter().collect();
         self
     }
 
@@ -81,10 +90,14 @@ impl<'a, 'b> DumpSink<'a, 'b> {
 
     /// Ends the space that is open.
     fn end_space(&mut self) -> Result<(), MemoryError> {
-        match self.space.take() {
-            Some(space) => self.sender.list(space, &std::mem::take(&mut self.list)),
-            None => Ok(()),
-        }
+        let Some(space) = self.space.take() else {
+            return Ok(());
+        };
+        let mut list = std::mem::take(&mut self.list);
+        list.extend(self.owned.remove(&space).unwrap_or_default());
+        // The two are of different mappings; were they not, the destination would refuse the list.
+        list.sort_by_key(|entry| entry.vaddr);
+        self.sender.list(space, &list)
     }
 }
 
@@ -125,6 +138,9 @@ impl PageSink for DumpSink<'_, '_> {
 
     fn close(&mut self) -> Result<(), MemoryError> {
         self.end_space()?;
+        while let Some((space, list)) = self.owned.pop_first() {
+            self.sender.list(space, &list)?;
+        }
         self.sender.flush()
     }
 }
@@ -273,6 +289,33 @@ mod test {
                 "task 1: 1 zero at 0x5000",
                 "task 1: list [(1000, 7, 4), (9000, 2, 1)] true",
                 "task 2: list [] true",
+            ]
+        );
+    }
+
+    #[test]
+    fn pages_that_criu_does_not_see_are_listed_beside_its_own() {
+        let lazy = PageFlags::PRESENT.with(PageFlags::LAZY);
+        let entry = |vaddr| Entry {
+            vaddr,
+            pages: 2,
+            flags: lazy,
+        };
+        let nothing = SentPages::default();
+        let said = sent(|sender| {
+            let owned = [(ONE, vec![entry(0x5000)]), (TWO, vec![entry(0x1000)])];
+            let mut sink = DumpSink::new(sender, &nothing, false).with_owned(owned);
+            sink.open(ONE).unwrap();
+            for at in [0x1000, 0x9000] {
+                sink.pages(ONE, at, PageFlags::PRESENT, &[7; PAGE]).unwrap();
+            }
+            sink.close().unwrap();
+        });
+        assert_eq!(
+            said[2..],
+            [
+                "task 1: list [(1000, 1, 4), (5000, 2, 6), (9000, 1, 4)] true",
+                "task 2: list [(1000, 2, 6)] true",
             ]
         );
     }
