@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use godwit::api::types::*;
 use godwit::api::{Client, ClientError, server};
 use godwit::daemon::backend::Say;
-use godwit::daemon::facts::{self, CriuFacts};
+use godwit::daemon::facts::{self, CriuFacts, MemoryFacts};
 use godwit::daemon::locks::Locks;
 use godwit::daemon::{Backend, Containers, Daemon, DaemonError, Events};
 use godwit::model::*;
@@ -189,7 +189,12 @@ fn given_a_daemon() -> Served {
     });
     let stopping = CancellationToken::new();
     let daemon = Daemon {
-        facts: facts::gather(&"alpha".parse().unwrap(), CriuFacts::default()).unwrap(),
+        facts: facts::gather(
+            &"alpha".parse().unwrap(),
+            CriuFacts::default(),
+            MemoryFacts::default(),
+        )
+        .unwrap(),
         containers: Containers::new(fake.clone(), Arc::new(Locks::default()), events.clone()),
         events: events.clone(),
         outside: None,
@@ -414,6 +419,28 @@ async fn bad_input_is_refused_and_the_field_named() {
     check_refused(made, "body-too-long");
     let all: Vec<ContainerStatus> = served.client.get("/v1/containers").await.unwrap();
     assert!(all.is_empty());
+}
+
+#[tokio::test]
+async fn an_option_that_no_migration_can_follow_is_named() {
+    let served = given_a_daemon();
+    for (options, field) in [
+        (json!({"tracker": "fast"}), "options.tracker"),
+        (json!({"compress": "20"}), "options.compress"),
+        (json!({"streams": 4}), "options.streams"),
+        (json!({"bandwidth": 1}), "options.bandwidth"),
+        (json!({"timeout_ms": 0}), "options.timeout_ms"),
+        (
+            json!({"restore": "eager", "on_no_convergence": "post-copy"}),
+            "options.on_no_convergence",
+        ),
+    ] {
+        let path = "/v1/containers/a/migrate";
+        let body = json!({"to": "beta", "options": options});
+        let asked = served.client.post::<MigrateAnswer>(path, &body).await;
+        let error = check_refused(asked, "bad-field");
+        assert_eq!(error.field.as_deref(), Some(field), "{options}");
+    }
 }
 
 #[tokio::test]

@@ -51,6 +51,7 @@ impl Migrate {
                 max_blackout_ms: millis(self.max_blackout),
                 timeout_ms: millis(self.timeout),
                 max_rounds: self.max_rounds,
+                ..MigrationOptions::default()
             },
             dry_run: self.dry_run,
         };

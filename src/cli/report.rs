@@ -115,7 +115,7 @@ mod test {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{Bytes, MigrationId, Pages, Phase, PhaseSpan, Round};
+    use crate::model::{Bytes, MigrationId, Pages, Phase, PhaseSpan, RestoreChoice, Round};
 
     fn given_report(outcome: Outcome) -> MigrationReport {
         MigrationReport {
@@ -139,7 +139,13 @@ mod test {
                 scanned: Pages(4096),
                 sent: Pages(2048),
                 wire: Bytes(8 << 20),
+                dirty: Some(Pages(300)),
+                dirty_rate: Some(Pages(300)),
+                predicted_blackout: Some(Duration::from_millis(100)),
             }],
+            tracker: "uffd-wp".to_owned(),
+            restore: RestoreChoice::Lazy,
+            spans: Vec::new(),
             pages: Pages(4096),
             wire: Bytes(9 << 20),
             decisions: vec!["freeze: predicted blackout 100 ms".to_owned()],

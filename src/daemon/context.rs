@@ -60,7 +60,7 @@ impl Context {
         let book = state.join("peers.json");
         let peers = PeerBook::open(&book, identity, config.name.clone(), advertise)?;
         let (criu, criu_facts) = find_criu(&config);
-        let facts = facts::gather(&config.name, criu_facts)?;
+        let facts = facts::gather(&config.name, criu_facts, facts::memory())?;
         let (network, images) = (Arc::new(network), Arc::new(images));
         let exe = std::env::current_exe().map_err(|source| DaemonError::Io {
             what: "find the program of this process".to_owned(),
@@ -135,6 +135,7 @@ fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
                 version: Some(criu.version()),
                 problem: None,
                 soft_dirty,
+                ..CriuFacts::default()
             };
             (Some(criu), facts)
         }
@@ -144,7 +145,7 @@ fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
             let facts = CriuFacts {
                 version: None,
                 problem: Some(problem),
-                soft_dirty: false,
+                ..CriuFacts::default()
             };
             (None, facts)
         }

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::DaemonError;
-use crate::model::{Bytes, CpuFacts, CriuVersion, HostFacts, Name};
+use crate::model::{
+    Ability, Bytes, CpuFacts, CriuVersion, HostFacts, Name, TrackerChoice, TrackerOffer,
+};
 
 /// What was found out about CRIU when the daemon started.
 #[derive(Debug, Clone, Default)]
@@ -15,10 +17,21 @@ pub struct CriuFacts {
     pub problem: Option<String>,
     /// Whether the kernel tracks soft-dirty pages.
     pub soft_dirty: bool,
+    /// Whether it can be kept from reading memory that was copied before.
+    pub hides_pages: Ability,
+}
+
+/// What was found out about this kernel's ways with memory when the daemon started.
+#[derive(Debug, Clone, Default)]
+pub struct MemoryFacts {
+    /// How changed pages can be found, the best first.
+    pub trackers: Vec<TrackerOffer>,
+    /// Whether memory can be filled in behind a running container.
+    pub lazy_restore: Ability,
 }
 
 /// Gathers the facts of the host named `name`.
-pub fn gather(name: &Name, criu: CriuFacts) -> Result<HostFacts, DaemonError> {
+pub fn gather(name: &Name, criu: CriuFacts, memory: MemoryFacts) -> Result<HostFacts, DaemonError> {
     let uname = nix::sys::utsname::uname().map_err(|e| DaemonError::Io {
         what: "ask the kernel for its release".to_owned(),
         source: e.into(),
@@ -33,7 +46,23 @@ pub fn gather(name: &Name, criu: CriuFacts) -> Result<HostFacts, DaemonError> {
         criu_problem: criu.problem,
         soft_dirty: criu.soft_dirty,
         memory_available: memory_available()?,
+        trackers: memory.trackers,
+        lazy_restore: memory.lazy_restore,
+        hides_pages: criu.hides_pages,
     })
+}
+
+/// Finds out how memory can be copied out of running tasks here, and back into them.
+pub fn memory() -> MemoryFacts {
+    let why = "every kernel has what it needs: it reads all memory in each round".to_owned();
+    MemoryFacts {
+        trackers: vec![TrackerOffer {
+            kind: TrackerChoice::Hash,
+            usable: true,
+            why,
+        }],
+        lazy_restore: Ability::default(),
+    }
 }
 
 /// Memory that a container could still get here, now.
@@ -108,7 +137,12 @@ mod test {
 
     #[test]
     fn this_host_has_facts() {
-        let facts = gather(&"alpha".parse().unwrap(), CriuFacts::default()).unwrap();
+        let facts = gather(
+            &"alpha".parse().unwrap(),
+            CriuFacts::default(),
+            MemoryFacts::default(),
+        )
+        .unwrap();
         assert!(!facts.kernel.is_empty() && !facts.cpu.arch.is_empty());
         assert!(facts.memory_available > Bytes(0));
     }

@@ -1,9 +1,12 @@
 //! The closed set of control messages of a migration, and the version window they belong to.
 
+use std::time::{Duration, Instant};
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Bytes, ContainerSpec, Finding, Generation, HostFacts, MigrationId, Neighbour, Pages,
+    RestoreChoice, Side, Span, Spans, Step,
 };
 
 /// The oldest protocol version this Godwit speaks. The window is N and N-1; there is no N-1 yet.
@@ -68,7 +71,14 @@ pub enum Message {
     /// The destination is alive and working.
     Alive,
     /// The container is restored, held before its first instruction, and journalled as such.
-    Ready,
+    Ready {
+        /// How its memory comes back.
+        #[serde(default)]
+        restore: RestoreChoice,
+        /// What the destination did since [`Self::Frozen`] arrived.
+        #[serde(default)]
+        steps: Vec<ToldStep>,
+    },
     /// The source has journalled that it will not resume: run.
     HandOver {
         /// The container's generation from now on.
@@ -78,6 +88,9 @@ pub enum Message {
     Running {
         /// How long after the arrival of `HandOver` it ran and was reachable, in microseconds.
         after_micros: u64,
+        /// What the destination did since [`Self::HandOver`] arrived.
+        #[serde(default)]
+        steps: Vec<ToldStep>,
     },
     /// The source gives up before the handover.
     Cancel {
@@ -93,6 +106,52 @@ pub enum Message {
     Verdict(Verdict),
     /// What the destination knows of a migration.
     Fate(Fate),
+}
+
+/// A step of the blackout, as the destination tells of it. It goes into a report and nowhere else.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToldStep {
+    /// What was done.
+    pub name: String,
+    /// Its begin, in microseconds from the arrival of the message that its carrier names.
+    pub begin_micros: u64,
+    /// Its length, in microseconds.
+    pub length_micros: u64,
+}
+
+/// The longest time that a step of another host is believed.
+const LONGEST_STEP: Duration = Duration::from_secs(3600);
+
+impl ToldStep {
+    /// What is told of these steps: as many as the other host takes.
+    pub fn tell(steps: Vec<Step>, since: Instant) -> Vec<Self> {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let told = steps.into_iter().take(Spans::MOST).map(|step| Self {
+            begin_micros: micros(step.begin.saturating_duration_since(since)),
+            length_micros: micros(step.length),
+            name: step.name,
+        });
+        told.collect()
+    }
+
+    /// What the destination told, as a report has it. Of what is too much only the beginning is taken, and of a name
+    /// nothing that a terminal would obey. `since`: from the freeze until the message it counts from was sent.
+    pub fn hear(told: Vec<Self>, since: Duration) -> Vec<Span> {
+        let time = |micros: u64| Duration::from_micros(micros).min(LONGEST_STEP);
+        let plain = |c: char| if c.is_control() { '?' } else { c };
+        let heard = told.into_iter().take(Spans::MOST).map(|step| Span {
+            side: Side::Destination,
+            name: step
+                .name
+                .chars()
+                .take(Spans::LONGEST_NAME)
+                .map(plain)
+                .collect(),
+            begin: since.saturating_add(time(step.begin_micros)),
+            length: time(step.length_micros),
+        });
+        heard.collect()
+    }
 }
 
 /// What a connection is for.
@@ -194,6 +253,24 @@ mod test {
         assert_eq!(common_version(NEWEST_VERSION + 1, NEWEST_VERSION + 2), None);
         assert_eq!(common_version(0, OLDEST_VERSION - 1), None);
         assert_eq!(common_version(3, 1), None);
+    }
+
+    #[test]
+    fn what_a_peer_tells_of_its_steps_is_bounded() {
+        let step = ToldStep {
+            name: "\u{1b}[31m".to_owned() + &"é".repeat(1000),
+            begin_micros: u64::MAX,
+            length_micros: u64::MAX,
+        };
+        let spans = ToldStep::hear(vec![step; 1000], Duration::MAX);
+        assert_eq!(spans.len(), Spans::MOST);
+        for span in spans {
+            assert_eq!(span.name.chars().count(), Spans::LONGEST_NAME);
+            assert!(span.name.starts_with("?[31mé"), "{:?}", span.name);
+            assert!(span.length <= LONGEST_STEP && span.side == Side::Destination);
+        }
+        let ready: Message = serde_json::from_str(r#"{"say": "ready"}"#).unwrap();
+        assert!(matches!(ready, Message::Ready { steps, .. } if steps.is_empty()));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::model::{Finding, Generation, Pages};
+use crate::model::{Finding, Generation, Pages, RestoreChoice, Step, TrackerChoice};
 
 use super::codec::Frame;
 use super::error::Cause;
@@ -53,8 +53,28 @@ pub trait Movable: Send + 'static {
     /// Whether this host can copy memory while the container runs.
     fn can_precopy(&self) -> bool;
 
+    /// How changed pages are found, for the report. Never [`TrackerChoice::Auto`].
+    fn tracker(&self) -> TrackerChoice {
+        TrackerChoice::Hash
+    }
+
     /// One round: sends the pages that are new or changed since the round before. Never freezes.
     fn round(&mut self, number: u32, outbox: &Outbox) -> Result<RoundStats, Cause>;
+
+    /// How many pages have changed since the last round, where the tracker can count them without sending them.
+    fn dirty_now(&mut self) -> Option<Pages> {
+        None
+    }
+
+    /// Gives the container this share of the processor time it uses now, in percent; none: all that its limits
+    /// allow. False: this host cannot do that.
+    ///
+    /// Whoever throttles takes it back, also before the freeze; a daemon that dies meanwhile has its successor take
+    /// it back with [`Held::resume`]. So an implementation must take it back in [`Self::freeze`]'s failure,
+    /// [`Held::resume`] and [`HandedOver::take_back`].
+    fn throttle(&mut self, _percent: Option<u32>) -> Result<bool, Cause> {
+        Ok(false)
+    }
 
     /// What the blackout costs besides the pages that are still to be sent.
     fn fixed_blackout(&self) -> Duration;
@@ -73,6 +93,11 @@ pub trait Held: Send + 'static {
 
     /// Sends the files that changed since [`Movable::send_files`].
     fn send_changes(&mut self, outbox: &Outbox) -> Result<(), Cause>;
+
+    /// The steps that were noted since this was asked last, the freeze's among them: where the blackout goes.
+    fn steps(&mut self) -> Vec<Step> {
+        Vec::new()
+    }
 
     /// Thaws it and opens the gate again, and says what went wrong with that; idempotent.
     fn resume(self) -> Result<(), Cause>;
@@ -138,6 +163,16 @@ pub trait Restored: Send + 'static {
     /// announces it, and then makes its files durable. Idempotent; restores again from the images when the held
     /// copy has died. Returns the moment from which it ran and was reachable.
     fn run(&mut self, generation: Generation) -> Result<Instant, RunError>;
+
+    /// The steps that were noted since this was asked last, those of the arrival among them: where the blackout goes.
+    fn steps(&mut self) -> Vec<Step> {
+        Vec::new()
+    }
+
+    /// How its memory comes back. Never [`RestoreChoice::Auto`].
+    fn way(&self) -> RestoreChoice {
+        RestoreChoice::Eager
+    }
 
     /// It runs: frees the images.
     fn settle(self) -> Result<(), Cause>;

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use crate::model::{Bytes, Phase, PhaseSpan, Progress, Round};
+use super::message::ToldStep;
+use crate::model::{
+    Bytes, Phase, PhaseSpan, Progress, RestoreChoice, Round, Side, Span, Spans, Step,
+};
 
 /// Listens to a migration. Called from several threads; must not block.
 pub trait Observer: Send + Sync + 'static {
@@ -31,6 +34,11 @@ pub struct Timeline {
     pub frozen_at: Option<Instant>,
     /// When it was known to run at the destination.
     pub running_at: Option<Instant>,
+    /// How changed pages were found; empty before the first round.
+    pub tracker: String,
+    /// How memory came back at the destination.
+    pub restore: RestoreChoice,
+    spans: Vec<Span>,
 }
 
 impl Timeline {
@@ -44,6 +52,9 @@ impl Timeline {
             decisions: Vec::new(),
             frozen_at: None,
             running_at: None,
+            tracker: String::new(),
+            restore: RestoreChoice::Auto,
+            spans: Vec::new(),
         }
     }
 
@@ -73,6 +84,32 @@ impl Timeline {
     /// Since the begin of the migration.
     pub fn elapsed(&self) -> Duration {
         self.begin.elapsed()
+    }
+
+    /// Steps of the blackout on this host.
+    pub fn noted(&mut self, steps: Vec<Step>) {
+        let Some(frozen) = self.frozen_at else { return };
+        let spans = steps.into_iter().take(Spans::MOST).map(|step| Span {
+            side: Side::Source,
+            name: step.name,
+            begin: step.begin.saturating_duration_since(frozen),
+            length: step.length,
+        });
+        self.spans.extend(spans);
+    }
+
+    /// Steps of the blackout on the destination, told from the arrival of what was said to it at `said`.
+    pub fn heard(&mut self, steps: Vec<ToldStep>, said: Instant) {
+        let Some(frozen) = self.frozen_at else { return };
+        let since = said.saturating_duration_since(frozen);
+        self.spans.extend(ToldStep::hear(steps, since));
+    }
+
+    /// The steps of the blackout on both sides, by their begin; of two that begin at once the longer first.
+    pub fn spans(&self) -> Vec<Span> {
+        let mut spans = self.spans.clone();
+        spans.sort_by_key(|span| (span.begin, std::cmp::Reverse(span.length)));
+        spans
     }
 
     /// From the freeze to the news that it runs.

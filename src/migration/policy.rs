@@ -124,6 +124,9 @@ mod test {
             scanned: Pages(100_000),
             sent: Pages(sent),
             wire: Bytes(0),
+            dirty: None,
+            dirty_rate: None,
+            predicted_blackout: None,
         }
     }
 

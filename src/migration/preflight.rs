@@ -164,7 +164,7 @@ fn criu(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::model::CpuFacts;
+    use crate::model::{Ability, CpuFacts};
 
     fn host(name: &str) -> HostFacts {
         HostFacts {
@@ -180,6 +180,9 @@ mod test {
             criu_problem: None,
             soft_dirty: false,
             memory_available: Bytes(1 << 30),
+            trackers: Vec::new(),
+            lazy_restore: Ability::default(),
+            hides_pages: Ability::default(),
         }
     }
 

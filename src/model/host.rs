@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, Name};
+use super::{Bytes, Name, TrackerChoice};
 
 /// Facts of a host, gathered when its daemon starts (memory: when asked).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,45 @@ pub struct HostFacts {
     pub soft_dirty: bool,
     /// Memory a container could still get here.
     pub memory_available: Bytes,
+    /// How changed pages can be found here, the best first.
+    #[serde(default)]
+    pub trackers: Vec<TrackerOffer>,
+    /// Whether a container can run here while its memory is still being filled in.
+    #[serde(default)]
+    pub lazy_restore: Ability,
+    /// Whether CRIU can be kept from reading memory that was copied before.
+    #[serde(default)]
+    pub hides_pages: Ability,
+}
+
+/// Whether a host can do something, and why, or why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ability {
+    /// Whether it can.
+    pub usable: bool,
+    /// For people: what that is known from.
+    pub why: String,
+}
+
+impl Default for Ability {
+    /// It has not been found out, so it is not counted on.
+    fn default() -> Self {
+        Self {
+            usable: false,
+            why: "it was not tried".to_owned(),
+        }
+    }
+}
+
+/// A tracker of changed pages, and whether this kernel has what it needs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerOffer {
+    /// Which; never [`TrackerChoice::Auto`].
+    pub kind: TrackerChoice,
+    /// Whether it can be used here.
+    pub usable: bool,
+    /// For people: why, or why not.
+    pub why: String,
 }
 
 /// What a moved program may have learnt about the processor and would miss elsewhere.

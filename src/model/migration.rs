@@ -1,10 +1,10 @@
-//! What is said about a migration: options, findings, progress, report, outcome.
+//! What is said about a migration: findings, progress, report, outcome.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, MigrationId, Name, Pages, Rate};
+use super::{Bytes, MigrationId, Name, Pages, Rate, RestoreChoice, Span};
 
 /// The host a container leaves or the host it comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -74,28 +74,6 @@ impl Phase {
     }
 }
 
-/// What the caller wishes of a migration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct MigrationOptions {
-    /// Freeze as soon as the predicted blackout is no longer than this, in milliseconds.
-    pub max_blackout_ms: u64,
-    /// Give up when the container is not frozen by then, in milliseconds from the start.
-    pub timeout_ms: u64,
-    /// At most this many pre-copy rounds; 0: dump all memory inside the freeze.
-    pub max_rounds: u32,
-}
-
-impl Default for MigrationOptions {
-    fn default() -> Self {
-        Self {
-            max_blackout_ms: 300,
-            timeout_ms: 30_000,
-            max_rounds: 8,
-        }
-    }
-}
-
 /// One reason why a container cannot move, or a remark on what it will cost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
@@ -131,6 +109,15 @@ pub struct Round {
     pub sent: Pages,
     /// Bytes that went over the wire for them.
     pub wire: Bytes,
+    /// Pages that were dirty again at its end: counted by the tracker, or estimated where it cannot count.
+    #[serde(default)]
+    pub dirty: Option<Pages>,
+    /// Pages that became dirty per second while it ran.
+    #[serde(default)]
+    pub dirty_rate: Option<Pages>,
+    /// The blackout to expect of a freeze at its end.
+    #[serde(default)]
+    pub predicted_blackout: Option<Duration>,
 }
 
 /// Where a migration stands; sent after every phase, round, and a few times a second in between.
@@ -194,6 +181,15 @@ pub struct MigrationReport {
     pub wire: Bytes,
     /// Why the policy did what it did, a line per decision.
     pub decisions: Vec<String>,
+    /// How changed pages were found; empty where no memory was copied while it ran.
+    #[serde(default)]
+    pub tracker: String,
+    /// How memory came back at the destination: `auto` where it did not come to that.
+    #[serde(default)]
+    pub restore: RestoreChoice,
+    /// What was done in the blackout, on both sides, by its begin.
+    #[serde(default)]
+    pub spans: Vec<Span>,
 }
 
 /// How a migration ended. It is a value, not a `Result`: after the handover there is no error that could

@@ -9,14 +9,19 @@ pub mod host;
 pub mod id;
 pub mod lease;
 pub mod migration;
+pub mod options;
+pub mod span;
 pub mod spec;
 
 pub use amount::{Bytes, PAGE_SIZE, Pages, Rate};
 pub use event::{Event, EventKind};
-pub use host::{CpuFacts, CriuVersion, HostFacts};
+pub use host::{Ability, CpuFacts, CriuVersion, HostFacts, TrackerOffer};
 pub use id::{Digest, Generation, MigrationId, Name};
 pub use lease::{Lease, Mac, Neighbour};
-pub use migration::{
-    Finding, MigrationOptions, MigrationReport, Outcome, Phase, PhaseSpan, Progress, Round, Side,
+pub use migration::{Finding, MigrationReport, Outcome, Phase, PhaseSpan, Progress, Round, Side};
+pub use options::{
+    ChoiceError, Compress, MigrationOptions, OnNoConvergence, OptionError, RestoreChoice,
+    TrackerChoice,
 };
+pub use span::{OpenStep, Span, Spans, Step};
 pub use spec::{ContainerSpec, ContainerState, ContainerStatus, Limits, User};

@@ -17,8 +17,8 @@ use godwit::migration::{
     Link, Message, Movable, Offer, Outbox, Restored, RoundStats, RunError, Summary,
 };
 use godwit::model::{
-    Bytes, ContainerSpec, CpuFacts, Digest, Finding, Generation, HostFacts, Lease, Limits, Mac,
-    MigrationId, MigrationOptions, Name, Outcome, Pages, Phase, Progress, Side, User,
+    Ability, Bytes, ContainerSpec, CpuFacts, Digest, Finding, Generation, HostFacts, Lease, Limits,
+    Mac, MigrationId, MigrationOptions, Name, Outcome, Pages, Phase, Progress, Side, User,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, mpsc};
@@ -901,6 +901,9 @@ fn facts(host: &str) -> HostFacts {
         criu_problem: None,
         soft_dirty: false,
         memory_available: Bytes(1 << 30),
+        trackers: Vec::new(),
+        lazy_restore: Ability::default(),
+        hides_pages: Ability::default(),
     }
 }
 

@@ -13,7 +13,7 @@ use super::ndjson::{self, Lines};
 use super::types::{
     MigrateAnswer, MigrateRequest, MigrationLine, MigrationState, MigrationStatus, ResolveRequest,
 };
-use super::{Answer, Body, Handle, Segment};
+use super::{Answer, Body, Failure, Handle, Segment};
 use crate::daemon::{Daemon, DaemonError, Migrations};
 use crate::model::{Event, EventKind, MigrationId, Name};
 
@@ -26,6 +26,11 @@ pub async fn migrate(
     Segment(name): Segment<Name>,
     Body(request): Body<MigrateRequest>,
 ) -> Answer<Response> {
+    request.options.check().map_err(|e| {
+        Failure::request(StatusCode::BAD_REQUEST, "bad-field", e.problem)
+            .field(format!("options.{}", e.field))
+            .remedy(e.remedy)
+    })?;
     let migrations = &daemon.outside()?.migrations;
     if request.dry_run {
         daemon.containers.status(&name).await?;

@@ -1,25 +1,39 @@
 //! Everything that comes in before the restore: data, and the marks between its parts.
 
+use std::time::Instant;
+
 use super::super::codec::Kind;
 use super::super::error::MigrationError;
 use super::super::hook::Hook;
 use super::super::link::{Inbound, Link};
 use super::super::message::{Message, Summary};
 use super::super::movable::Arriving;
-use crate::model::{Phase, Side};
+use crate::model::{OpenStep, Phase, Side, Spans};
+
+/// What is known when everything is here.
+pub(super) struct Received {
+    /// What it is to be checked against.
+    pub(super) summary: Summary,
+    /// When the source said that the container is frozen.
+    pub(super) frozen: Instant,
+}
 
 /// Takes frames until the source has sent everything. Blocks; the destination's phases follow the marks.
 pub(super) fn receive<A: Arriving>(
     link: &mut Link,
     arriving: &mut A,
     hook: &dyn Hook,
-) -> Result<Summary, MigrationError> {
+    spans: &Spans,
+) -> Result<Received, MigrationError> {
     let outbox = link.outbox();
     let mut receiver = Receiver {
         arriving,
         phase: Phase::Storage,
         rounds: 0,
         summary: None,
+        spans,
+        frozen: None,
+        open: None,
     };
     let runtime = tokio::runtime::Handle::current();
     let reached = |phase| runtime.block_on(hook.reached(Side::Destination, phase));
@@ -38,7 +52,12 @@ pub(super) fn receive<A: Arriving>(
                 };
                 outbox.say_blocking(&message).map_err(lost)?;
             }
-            Step::Complete(summary) => return Ok(summary),
+            Step::Complete => {
+                return Ok(Received {
+                    summary: receiver.summary.take().unwrap_or_default(),
+                    frozen: receiver.frozen.unwrap_or_else(Instant::now),
+                });
+            }
         }
         if receiver.phase != before {
             reached(receiver.phase);
@@ -49,7 +68,7 @@ pub(super) fn receive<A: Arriving>(
 enum Step {
     Go,
     Reply(Message),
-    Complete(Summary),
+    Complete,
 }
 
 struct Receiver<'a, A> {
@@ -57,6 +76,9 @@ struct Receiver<'a, A> {
     phase: Phase,
     rounds: u32,
     summary: Option<Summary>,
+    spans: &'a Spans,
+    frozen: Option<Instant>,
+    open: Option<OpenStep>,
 }
 
 impl<A: Arriving> Receiver<'_, A> {
@@ -95,16 +117,21 @@ impl<A: Arriving> Receiver<'_, A> {
                 return Ok(Step::Reply(Message::RoundAck { number }));
             }
             (Phase::Memory, Message::Frozen) => {
+                self.frozen = Some(Instant::now());
                 self.arriving.frozen();
+                self.open = Some(self.spans.begin("take images and pages"));
                 self.phase = Phase::Dump;
             }
             (Phase::Dump, Message::DumpEnd(summary)) => {
                 self.summary = Some(summary);
+                self.open = None;
+                self.open = Some(self.spans.begin("take changed files"));
                 self.phase = Phase::Residual;
             }
             (Phase::Residual, Message::ResidualEnd) => {
                 self.arriving.files_end().map_err(local)?;
-                return Ok(Step::Complete(self.summary.take().unwrap_or_default()));
+                self.open = None;
+                return Ok(Step::Complete);
             }
             (_, message) => {
                 let what = serde_json::to_string(&message).unwrap_or_default();

@@ -7,11 +7,11 @@ use super::super::conclude::{self, blocking};
 use super::super::error::MigrationError;
 use super::super::journal::{Entry, JournalState};
 use super::super::link::Link;
-use super::super::message::{Fate, Message, Offer, Purpose, Summary, common_version};
-use super::super::movable::{Arriving, Destination};
-use super::receive::receive;
+use super::super::message::{Fate, Message, Offer, Purpose, ToldStep, common_version};
+use super::super::movable::{Arriving, Destination, Restored};
+use super::receive::{Received, receive};
 use super::{Greeting, Job, RestoredOf, Served};
-use crate::model::{Finding, Phase, Side};
+use crate::model::{Finding, Phase, Side, Spans};
 
 /// How often a destination that restores says that it is alive.
 const ALIVE: Duration = Duration::from_millis(500);
@@ -65,7 +65,7 @@ pub async fn greet(link: &mut Link) -> Result<Greeting, MigrationError> {
 /// or lets it run.
 pub async fn serve<D: Destination>(mut job: Job<D>) -> Served<RestoredOf<D>> {
     match prepare(&mut job).await {
-        Ok(Some((entry, restored))) => take_over(job, entry, restored).await,
+        Ok(Some((entry, ready))) => take_over(job, entry, ready).await,
         Ok(None) => {
             job.link.close().await;
             Served::Nothing
@@ -92,11 +92,18 @@ pub async fn serve<D: Destination>(mut job: Job<D>) -> Served<RestoredOf<D>> {
     }
 }
 
+/// A container that is restored here and held, and what it took since it was frozen.
+struct Ready<R> {
+    restored: R,
+    frozen: Instant,
+    spans: Spans,
+}
+
 type Prepared<R> = Result<Option<(Entry, R)>, (Option<Entry>, MigrationError)>;
 
 /// On success the container is restored, held, and the journal says `Ready`; none for a dry run or a
 /// refusal. On failure nothing is left here but an entry, if one was written.
-async fn prepare<D: Destination>(job: &mut Job<D>) -> Prepared<RestoredOf<D>> {
+async fn prepare<D: Destination>(job: &mut Job<D>) -> Prepared<Ready<RestoredOf<D>>> {
     reached(job, Phase::Preflight).await;
     let Some(offer) = admit(job).await.map_err(|e| (None, e))? else {
         return Ok(None);
@@ -104,13 +111,10 @@ async fn prepare<D: Destination>(job: &mut Job<D>) -> Prepared<RestoredOf<D>> {
     let mut entry = entry(job, &offer);
     write(job, &mut entry, JournalState::Reserved).map_err(|e| (None, e))?;
     match restore(job, offer).await {
-        Ok(restored) => match write(job, &mut entry, JournalState::Ready) {
-            Ok(()) => Ok(Some((entry, restored))),
+        Ok(ready) => match write(job, &mut entry, JournalState::Ready) {
+            Ok(()) => Ok(Some((entry, ready))),
             Err(error) => {
-                let restored = blocking(Phase::Restore, move || {
-                    super::super::movable::Restored::discard(restored)
-                })
-                .await;
+                let restored = blocking(Phase::Restore, move || ready.restored.discard()).await;
                 if let Err(error) = restored {
                     tracing::error!(error = %error.chain(), "a restored container was not removed");
                 }
@@ -151,7 +155,7 @@ async fn admit<D: Destination>(job: &mut Job<D>) -> Result<Option<Offer>, Migrat
 async fn restore<D: Destination>(
     job: &mut Job<D>,
     offer: Offer,
-) -> Result<RestoredOf<D>, MigrationError> {
+) -> Result<Ready<RestoredOf<D>>, MigrationError> {
     let host = job.host.clone();
     let arriving = blocking(Phase::Preflight, move || host.reserve(&offer)).await?;
     let reserved = Message::Reserved {
@@ -161,17 +165,23 @@ async fn restore<D: Destination>(
     if let Err(error) = job.link.say(&reserved, Phase::Preflight).await {
         return Err(discard(arriving, error).await);
     }
-    let (arriving, summary) = match take_all(job, arriving).await? {
-        (arriving, Ok(summary)) => (arriving, summary),
+    let spans = Spans::new(Instant::now);
+    let (arriving, received) = match take_all(job, arriving, &spans).await? {
+        (arriving, Ok(received)) => (arriving, received),
         (arriving, Err(error)) => return Err(discard(arriving, error).await),
     };
     reached(job, Phase::Restore).await;
-    let work = blocking(Phase::Restore, move || arriving.restore(&summary));
+    let Received { summary, frozen } = received;
+    let step = spans.begin("restore");
+    let work = blocking(Phase::Restore, move || {
+        let _step = step;
+        arriving.restore(&summary)
+    });
     tokio::pin!(work);
     let mut alive = tokio::time::interval(ALIVE);
     loop {
         tokio::select! {
-            restored = &mut work => return restored,
+            restored = &mut work => return restored.map(|restored| Ready { restored, frozen, spans }),
             // A lost link shows when `Ready` finds no answer; the restore is not worth interrupting.
             _ = alive.tick() => { let _ = job.link.say(&Message::Alive, Phase::Restore).await; }
         }
@@ -182,12 +192,14 @@ async fn restore<D: Destination>(
 async fn take_all<D: Destination>(
     job: &mut Job<D>,
     mut arriving: D::Arriving,
-) -> Result<(D::Arriving, Result<Summary, MigrationError>), MigrationError> {
+    spans: &Spans,
+) -> Result<(D::Arriving, Result<Received, MigrationError>), MigrationError> {
+    let spans = spans.clone();
     let hook = job.hook.clone();
     let placeholder = Link::closed();
     let mut link = std::mem::replace(&mut job.link, placeholder);
     let (link, arriving, result) = blocking(Phase::Storage, move || {
-        let result = receive(&mut link, &mut arriving, hook.as_ref());
+        let result = receive(&mut link, &mut arriving, hook.as_ref(), &spans);
         Ok((link, arriving, result))
     })
     .await?;
@@ -206,9 +218,20 @@ async fn discard<A: Arriving>(arriving: A, reason: MigrationError) -> MigrationE
 async fn take_over<D: Destination>(
     mut job: Job<D>,
     entry: Entry,
-    restored: RestoredOf<D>,
+    ready: Ready<RestoredOf<D>>,
 ) -> Served<RestoredOf<D>> {
-    let _ = job.link.say(&Message::Ready, Phase::Restore).await;
+    let Ready {
+        mut restored,
+        frozen,
+        spans,
+    } = ready;
+    let mut steps = spans.take();
+    steps.extend(restored.steps());
+    let ready = Message::Ready {
+        restore: restored.way(),
+        steps: ToldStep::tell(steps, frozen),
+    };
+    let _ = job.link.say(&ready, Phase::Restore).await;
     let mut entry = entry;
     let mut arrived = Instant::now();
     let ended = match word(&mut job).await {
@@ -228,7 +251,7 @@ async fn take_over<D: Destination>(
             .map(|entry| (entry, None)),
         _ => return Served::InDoubt(entry, restored),
     };
-    let (entry, running) = ended.unwrap_or_else(|error| {
+    let (entry, mut running) = ended.unwrap_or_else(|error| {
         tracing::error!(migration = %entry.id, error = %error.chain(), "a migration ended badly");
         (
             job.world
@@ -243,6 +266,9 @@ async fn take_over<D: Destination>(
     let news = match entry.state {
         JournalState::Moved => Message::Running {
             after_micros: after(arrived, running.as_ref().map(|r| r.1)),
+            steps: running.as_mut().map_or_else(Vec::new, |(restored, _)| {
+                ToldStep::tell(restored.steps(), arrived)
+            }),
         },
         JournalState::StayedHere => Message::Fate(Fate::Discarded),
         _ => Message::Fate(Fate::Pending),

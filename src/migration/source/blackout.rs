@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::super::conclude::blocking;
 use super::super::error::{Cause, MigrationError};
 use super::super::journal::{Entry, JournalState};
-use super::super::message::{Fate, Message};
+use super::super::message::{Fate, Message, ToldStep};
 use super::super::movable::{HandedOver, Held, Movable};
 use super::Ended;
 use super::run::Run;
@@ -26,7 +26,10 @@ const NEWS: Duration = Duration::from_secs(15);
 /// What the destination says after the handover.
 enum News {
     /// It runs there, since so long after the handover arrived.
-    Runs { after: Duration },
+    Runs {
+        after: Duration,
+        steps: Vec<ToldStep>,
+    },
     /// It never ran there and never will.
     Discarded,
 }
@@ -58,6 +61,7 @@ impl Run {
     /// On success the destination holds the restored container. The held one stays in its slot, but for a step
     /// that could not be run.
     async fn copy_phases<H: Held>(&mut self, held: &mut Option<H>) -> Result<(), MigrationError> {
+        self.frozen_said = Instant::now();
         self.say(&Message::Frozen).await?;
         self.enter(Phase::Dump).await?;
         let summary = self
@@ -87,12 +91,14 @@ impl Run {
     ) -> Result<R, MigrationError> {
         let mut held = slot.take().ok_or_else(lost)?;
         let phase = self.timeline.phase();
-        let (held, result) = self
+        let (held, result, steps) = self
             .step(move |outbox| {
                 let result = work(&mut held, outbox);
-                Ok((held, result))
+                let steps = held.steps();
+                Ok((held, result, steps))
             })
             .await?;
+        self.timeline.noted(steps);
         *slot = Some(held);
         result.map_err(|cause| MigrationError::of_step(phase, cause))
     }
@@ -104,7 +110,11 @@ impl Run {
         while Instant::now() < until {
             match self.hear(Some(SILENCE)).await? {
                 Message::Alive => {}
-                Message::Ready => return Ok(()),
+                Message::Ready { restore, steps } => {
+                    self.timeline.restore = restore;
+                    self.timeline.heard(steps, self.frozen_said);
+                    return Ok(());
+                }
                 other => return Err(MigrationError::unexpected(&other, Phase::Restore)),
             }
         }
@@ -146,8 +156,9 @@ impl Run {
                 })
                 .await;
             match tokio::time::timeout(NEWS, self.news()).await {
-                Ok(Some(News::Runs { after })) => {
+                Ok(Some(News::Runs { after, steps })) => {
                     self.timeline.running_at = Some(handed_over_at + after);
+                    self.timeline.heard(steps, handed_over_at);
                     return self.moved(handed).await;
                 }
                 Ok(Some(News::Discarded)) => return self.taken_back(handed).await,
@@ -171,10 +182,13 @@ impl Run {
     async fn news(&mut self) -> Option<News> {
         loop {
             match self.link.receive_message(Phase::Handover).await {
-                Ok(Message::Running { after_micros }) => {
+                Ok(Message::Running {
+                    after_micros,
+                    steps,
+                }) => {
                     // A peer's figure goes into a report and nowhere else; it is no longer than we waited.
                     let after = Duration::from_micros(after_micros).min(NEWS);
-                    return Some(News::Runs { after });
+                    return Some(News::Runs { after, steps });
                 }
                 Ok(Message::Fate(Fate::Discarded)) => return Some(News::Discarded),
                 Ok(_) => {}

@@ -40,6 +40,7 @@ impl Run {
 
     /// One round, to the moment the destination has stored it: only that tells the true rate.
     async fn round<C: Movable>(&mut self, mut container: C) -> Result<C, MigrationError> {
+        self.timeline.tracker = container.tracker().to_string();
         let number = u32::try_from(self.timeline.rounds.len()).unwrap_or(u32::MAX);
         let (begin, before) = (Instant::now(), self.outbox.written());
         let (container, stats) = self
@@ -59,6 +60,9 @@ impl Run {
             scanned: stats.scanned,
             sent: stats.sent,
             wire: Bytes(self.outbox.written().0 - before.0),
+            dirty: None,
+            dirty_rate: None,
+            predicted_blackout: None,
         });
         Ok(container)
     }

@@ -30,6 +30,8 @@ pub(super) struct Run {
     pub(super) pages: Pages,
     pub(super) memory: Bytes,
     pub(super) predicted: Option<Duration>,
+    /// When the destination was told that the container is frozen.
+    pub(super) frozen_said: Instant,
 }
 
 type Handed<C> = <<C as Movable>::Held as Held>::HandedOver;
@@ -59,6 +61,7 @@ pub async fn run<C: Movable>(job: Job<C>) -> Ended<Handed<C>> {
         pages,
         memory,
         predicted: None,
+        frozen_said: Instant::now(),
     };
     match run.until_handover(container).await {
         Ok(handed) => run.after_handover(handed).await,
@@ -246,6 +249,9 @@ impl Run {
             pages: self.pages,
             wire: self.outbox.written(),
             decisions: self.timeline.decisions.clone(),
+            tracker: self.timeline.tracker.clone(),
+            restore: self.timeline.restore,
+            spans: self.timeline.spans(),
         };
         self.entry.state = state;
         self.entry.report = Some(report.clone());
