@@ -1,6 +1,6 @@
 //! Whether a container can live on another host: facts of both in, reasons out.
 
-use crate::model::{Bytes, CriuVersion, Finding, HostFacts};
+use crate::model::{Bytes, CriuVersion, Finding, HostFacts, RestoreChoice};
 
 /// What the destination knows of itself when it is asked.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub struct Coming<'a> {
     pub memory: Bytes,
     /// The size of its own files.
     pub files: Bytes,
+    /// How its memory shall come back.
+    pub restore: RestoreChoice,
 }
 
 /// What a restore needs besides the container's memory: images, page tables, CRIU itself.
@@ -41,7 +43,9 @@ const DISK_MARGIN: Bytes = Bytes(64 << 20);
 pub fn preflight(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(identity(coming, here));
-    findings.extend(room(coming, here));
+    findings.extend(laziness(coming, here));
+    findings.extend(memory(coming, here));
+    findings.extend(disk(coming, here));
     findings.extend(processor(coming.facts, here.facts));
     findings.extend(criu(coming.facts, here.facts));
     findings
@@ -74,28 +78,65 @@ fn identity(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
     out
 }
 
-fn room(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
-    let mut out = Vec::new();
+/// Whether its memory is filled in behind it here.
+fn lazily(coming: &Coming<'_>, here: &Here<'_>) -> bool {
+    match coming.restore {
+        RestoreChoice::Auto | RestoreChoice::Lazy => here.facts.lazy_restore.usable,
+        RestoreChoice::Eager => false,
+    }
+}
+
+fn laziness(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
+    let ability = &here.facts.lazy_restore;
+    if coming.restore != RestoreChoice::Lazy || ability.usable {
+        return None;
+    }
+    let text = format!(
+        "{} cannot restore lazily: {}; migrate with --restore auto or --restore eager",
+        here.facts.name, ability.why
+    );
+    Some(Finding::blocking("no-lazy-restore", text))
+}
+
+/// The memory a container needs here until it runs and its images are freed.
+///
+/// An eager restore has it here twice: in the page store, from which it can be restored again, and in the restored
+/// container. A lazy one frees the store as the container fills; what overlaps, and the page tables, is the rest.
+fn demand(memory: Bytes, lazily: bool) -> Bytes {
+    let percent = if lazily { 115 } else { 200 };
+    Bytes(memory.0.saturating_mul(percent) / 100) + MEMORY_MARGIN
+}
+
+fn memory(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
     let (host, facts) = (&here.facts.name, here.facts);
-    // Until it runs its memory is here twice: in the page store, from which it can be restored again, and in
-    // the restored container.
-    let needed = coming.memory + coming.memory + MEMORY_MARGIN;
-    if facts.memory_available < needed {
-        let text = format!(
-            "{host} has {} of memory available and {} are needed; move other containers away first",
-            facts.memory_available, needed
-        );
-        out.push(Finding::blocking("no-room", text));
+    let lazily = lazily(coming, here);
+    let needed = demand(coming.memory, lazily);
+    if facts.memory_available >= needed {
+        return None;
     }
+    let less = demand(coming.memory, true);
+    let remedy = if !lazily && facts.lazy_restore.usable && facts.memory_available >= less {
+        format!("restore it lazily (--restore lazy), which takes {less}")
+    } else {
+        "move other containers away first".to_owned()
+    };
+    let text = format!(
+        "{host} has {} of memory available and {needed} are needed for the container's {}; {remedy}",
+        facts.memory_available, coming.memory
+    );
+    Some(Finding::blocking("no-room", text))
+}
+
+fn disk(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
     let needed = coming.files + DISK_MARGIN;
-    if here.disk_available < needed {
-        let text = format!(
-            "{host} has {} of disk available and {} are needed; free some there",
-            here.disk_available, needed
-        );
-        out.push(Finding::blocking("no-disk", text));
+    if here.disk_available >= needed {
+        return None;
     }
-    out
+    let text = format!(
+        "{} has {} of disk available and {needed} are needed; free some there",
+        here.facts.name, here.disk_available
+    );
+    Some(Finding::blocking("no-disk", text))
 }
 
 fn processor(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
@@ -197,6 +238,7 @@ mod test {
             facts: from,
             memory: Bytes(256 << 20),
             files: Bytes(1 << 20),
+            restore: RestoreChoice::Auto,
         };
         let mut here = Here {
             facts: to,
@@ -238,6 +280,46 @@ mod test {
                 "no-disk"
             ]
         );
+    }
+
+    #[test]
+    fn a_lazy_restore_needs_little_more_than_the_container_and_an_eager_one_twice_it() {
+        let text = |lazy: bool, restore: RestoreChoice, available: u64| {
+            let mut to = host("beta");
+            to.lazy_restore.usable = lazy;
+            to.memory_available = Bytes(available << 20);
+            let from = host("alpha");
+            let coming = Coming {
+                name: "web",
+                address: "10.88.0.10".into(),
+                facts: &from,
+                memory: Bytes(1000 << 20),
+                files: Bytes(0),
+                restore,
+            };
+            let here = Here {
+                facts: &to,
+                name_taken: false,
+                address_holder: None,
+                address_fits: true,
+                disk_available: Bytes(1 << 30),
+            };
+            let found = preflight(&coming, &here);
+            found.into_iter().map(|f| f.text).collect::<String>()
+        };
+        use RestoreChoice::{Auto, Eager, Lazy};
+        for restore in [Auto, Lazy] {
+            assert_eq!(text(true, restore, 1214), "");
+            assert!(text(true, restore, 1213).contains("1.18 GiB"));
+        }
+        for (lazy, restore) in [(true, Eager), (false, Auto), (false, Eager)] {
+            assert_eq!(text(lazy, restore, 2064), "");
+            assert!(text(lazy, restore, 2063).contains("2.02 GiB"));
+        }
+        let remedy = "restore it lazily (--restore lazy), which takes 1.19 GiB";
+        assert!(text(true, Eager, 2063).contains(remedy));
+        let refused = text(false, Lazy, 9000);
+        assert!(refused.contains("it was not tried") && refused.contains("--restore auto"));
     }
 
     #[test]

@@ -635,7 +635,8 @@ impl World {
             process: self.inner.process(Side::Source),
         };
         let link = Link::new(stream, CancellationToken::new());
-        source::dry_run(MigrationId([9; 8]), Container(part), link)
+        let options = MigrationOptions::default();
+        source::dry_run(MigrationId([9; 8]), Container(part), options, link)
             .await
             .expect("a dry run")
     }

@@ -34,7 +34,9 @@ pub async fn migrate(
     let migrations = &daemon.outside()?.migrations;
     if request.dry_run {
         daemon.containers.status(&name).await?;
-        let findings = migrations.dry_run(&name, &request.to).await?;
+        let findings = migrations
+            .dry_run(&name, &request.to, request.options)
+            .await?;
         return Ok(Json(MigrateAnswer::DryRun { findings }).into_response());
     }
     daemon.containers.may_migrate(&name).await?;

@@ -62,6 +62,7 @@ impl Destination for Arrivals {
             facts: &offer.facts,
             memory: offer.memory,
             files: offer.files,
+            restore: offer.options.restore,
         };
         Ok(preflight(
             &coming,

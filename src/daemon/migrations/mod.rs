@@ -138,13 +138,18 @@ impl Migrations {
     ///
     /// # Errors
     /// When one of the hosts cannot be asked.
-    pub async fn dry_run(&self, name: &Name, to: &Name) -> Result<Vec<Finding>, DaemonError> {
+    pub async fn dry_run(
+        &self,
+        name: &Name,
+        to: &Name,
+        options: MigrationOptions,
+    ) -> Result<Vec<Finding>, DaemonError> {
         let stream = self.reach(to).await?;
         let id = MigrationId(rand::random());
         let (record, pid) = self.running(name).await?;
         let departure = Departure::new(&self.context, id, to, record, pid);
         let link = Link::new(stream, CancellationToken::new());
-        Ok(source::dry_run(id, departure, link).await?)
+        Ok(source::dry_run(id, departure, options, link).await?)
     }
 
     /// Asks a migration to end with the container where it was.

@@ -13,7 +13,8 @@ use super::super::movable::{Held, Movable};
 use super::super::observe::Timeline;
 use super::{Ended, Job, Services};
 use crate::model::{
-    Bytes, Finding, MigrationId, MigrationReport, Name, Outcome, Pages, Phase, Progress, Rate, Side,
+    Bytes, Finding, MigrationId, MigrationOptions, MigrationReport, Name, Outcome, Pages, Phase,
+    Progress, Rate, Side,
 };
 
 /// How long a destination may take to remove what it had of a container that stayed.
@@ -76,13 +77,15 @@ pub async fn run<C: Movable>(job: Job<C>) -> Ended<Handed<C>> {
 pub async fn dry_run<C: Movable>(
     id: MigrationId,
     container: C,
+    options: MigrationOptions,
     mut link: Link,
 ) -> Result<Vec<Finding>, MigrationError> {
-    let (offer, mut findings) = blocking(Phase::Preflight, move || {
+    let (mut offer, mut findings) = blocking(Phase::Preflight, move || {
         let mut container = container;
         Ok((container.offer()?, container.findings()?))
     })
     .await?;
+    offer.options = options;
     negotiate(&mut link, id, Purpose::DryRun).await?;
     link.say(&Message::Offer(Box::new(offer)), Phase::Preflight)
         .await?;
