@@ -14,7 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use godwit::criu::{
-    Criu, CriuError, DumpRequest, Leave, Notify, RestoreRequest, Session, Spawn, Verdict,
+    Criu, CriuError, DumpRequest, Hidden, HideTable, Leave, Notify, RestoreRequest, Session, Spawn,
+    Verdict,
 };
 use godwit::memory::{
     Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, RoundStats,
@@ -786,6 +787,151 @@ fn a_canceller_ends_a_dump_and_the_tasks_run_on() {
         let status = fs::read_to_string(format!("/proc/{}/status", workload.root)).unwrap();
         status.contains("TracerPid:\t0\n").then_some(())
     });
+    check_let_go(&workload);
+    workload.check_runs();
+}
+
+/// The ranges of a task's `pagemap` image.
+fn dumped_ranges(images: &Path, pid: i32) -> Vec<std::ops::Range<u64>> {
+    let bytes = fs::read(images.join(format!("pagemap-{pid}.img"))).unwrap();
+    let mut rest = &bytes[8..];
+    let mut ranges = Vec::new();
+    while !rest.is_empty() {
+        let (length, after) = rest.split_at(4);
+        let length = u32::from_le_bytes(length.try_into().unwrap()) as usize;
+        let (record, after) = after.split_at(length);
+        rest = after;
+        let mut fields = BTreeMap::new();
+        let mut at = record;
+        let varint = |at: &mut &[u8]| {
+            let mut value = 0;
+            for shift in (0..).step_by(7) {
+                let byte = at[0];
+                *at = &at[1..];
+                value |= u64::from(byte & 127) << shift;
+                if byte < 128 {
+                    break;
+                }
+            }
+            value
+        };
+        while !at.is_empty() {
+            let key = varint(&mut at);
+            fields.insert(key >> 3, varint(&mut at));
+        }
+        // The first record is the head: it has one field.
+        if let Some(count) = fields.get(&5).or(fields.get(&2)) {
+            ranges.push(fields[&1]..fields[&1] + count * 4096);
+        }
+    }
+    ranges
+}
+
+/// How many pages of `range` are in the images.
+fn dumped_in(ranges: &[std::ops::Range<u64>], range: &std::ops::Range<u64>) -> u64 {
+    let both = |r: &std::ops::Range<u64>| {
+        r.end
+            .min(range.end)
+            .saturating_sub(r.start.max(range.start))
+            / 4096
+    };
+    ranges.iter().map(both).sum()
+}
+
+#[test]
+fn hidden_pages_are_not_dumped_and_all_others_are() {
+    let Some(_turn) = root("hidden_pages_are_not_dumped_and_all_others_are") else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let scratch = scratch();
+    let workload = Workload::start(scratch.path(), 16);
+    let all = workload.address..workload.address + workload.pages * 4096;
+    let dump = |hide: Option<&dyn Fn(&HideTable)>| {
+        let images = tempfile::tempdir_in(scratch.path()).unwrap();
+        let mut request = DumpRequest::new(workload.root, images.path());
+        request.leave = Leave::Running;
+        let table = HideTable::new().unwrap();
+        let spawn = Spawn {
+            hide: hide.is_some().then(|| table.clone()),
+            ..Spawn::default()
+        };
+        // The table comes when CRIU waits already.
+        let session = Session::start(&criu, spawn).unwrap();
+        if let Some(hide) = hide {
+            thread::sleep(Duration::from_millis(100));
+            hide(&table);
+        }
+        let done = session.dump(&request, &mut agree).unwrap();
+        let of = |pid| dumped_ranges(images.path(), pid);
+        (of(workload.root), of(workload.child), done.stats.unwrap())
+    };
+    let (plain, plain_child, stats) = dump(None);
+    println!("nothing hidden: {stats:?}");
+    assert!(dumped_in(&plain, &all) > workload.pages * 9 / 10);
+    let outside = |ranges: &[std::ops::Range<u64>]| {
+        dumped_in(ranges, &(0..all.start)) + dumped_in(ranges, &(all.end..u64::MAX))
+    };
+    // Of the first process, all but five pages; one range is split in the middle, another begins in front of the
+    // mapping, where there is nothing.
+    let kept = [7, 8, 100, 101, workload.pages - 1];
+    let page = |n: u64| all.start + n * 4096;
+    let hidden = [
+        page(0) - 4096..page(7),
+        page(9)..page(50),
+        page(50)..page(100),
+        page(102)..page(workload.pages - 1),
+    ];
+    let (mine, child, stats) = dump(Some(&|table| {
+        let hidden = hidden.iter().map(|range| Hidden {
+            pid: workload.root,
+            range: range.clone(),
+            guards: false,
+        });
+        table.set(&hidden.collect::<Vec<_>>()).unwrap();
+    }));
+    println!("nearly everything hidden: {stats:?}");
+    for hidden in &hidden {
+        assert_eq!(dumped_in(&mine, hidden), 0, "{hidden:?} {mine:?}");
+    }
+    let kept = |ranges| {
+        kept.map(|n| dumped_in(ranges, &(page(n)..page(n + 1))))
+            .to_vec()
+    };
+    assert_eq!(kept(&mine), kept(&plain));
+    assert!(kept(&mine).contains(&1));
+    // Whatever else the process has is dumped as before; it runs between the dumps and may have a page more.
+    let (now, before) = (outside(&mine), outside(&plain));
+    assert!(
+        before > 500 && now.abs_diff(before) < before / 10,
+        "{now} {before}"
+    );
+    // The other process has the same addresses, and nothing of it is hidden.
+    assert_eq!(dumped_in(&child, &all), dumped_in(&plain_child, &all));
+    // An empty table hides nothing.
+    let (empty, _, _) = dump(Some(&|table| table.set(&[]).unwrap()));
+    assert_eq!(dumped_in(&empty, &all), dumped_in(&plain, &all));
+    workload.check_runs();
+}
+
+#[test]
+fn a_table_that_was_never_set_fails_the_dump_and_says_why() {
+    let name = "a_table_that_was_never_set_fails_the_dump_and_says_why";
+    let Some(_turn) = root(name) else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let workload = Workload::start(scratch.path(), 4);
+    let spawn = Spawn {
+        hide: Some(HideTable::new().unwrap()),
+        ..Spawn::default()
+    };
+    let session = Session::start(&criu, spawn).unwrap();
+    let request = DumpRequest::new(workload.root, images.path());
+    let error = session.dump(&request, &mut agree).unwrap_err();
+    println!("{error}");
+    assert!(error.to_string().contains("never set"), "{error}");
     check_let_go(&workload);
     workload.check_runs();
 }

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::LogTail;
+use super::{BadRange, LogTail};
 use crate::model::CriuVersion;
 
 /// Why a request to CRIU was not done.
@@ -122,6 +122,22 @@ pub enum CriuError {
         message: String,
         /// Further relevant lines of its log.
         log: LogTail,
+    },
+    /// The table of hidden memory could not be made.
+    #[error("cannot {operation} the table of memory that CRIU is not to find")]
+    HideTable {
+        /// What was being done.
+        operation: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// Memory that cannot be hidden from CRIU.
+    #[error("cannot hide memory from CRIU")]
+    Hide {
+        /// Why not.
+        #[source]
+        source: BadRange,
     },
     /// The self-test's own task could not be handled.
     #[error("the self-test of CRIU cannot {operation}")]

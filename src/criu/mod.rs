@@ -22,6 +22,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod feature;
+mod hide;
 mod log;
 mod notify;
 mod place;
@@ -33,6 +34,7 @@ mod stats;
 
 pub use error::CriuError;
 pub use feature::{Criu, Features, SelfTest};
+pub use hide::{BadRange, Hidden, HideTable};
 pub use log::LogTail;
 pub use notify::{Notify, Verdict};
 pub use request::{DumpRequest, Leave, RestoreRequest};

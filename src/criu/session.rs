@@ -279,7 +279,7 @@ impl Session {
             }
             self.see_off(FAREWELL);
             return if !response.success {
-                Err(refused.unwrap_or_else(|| failed(name, &response, log())))
+                Err(refused.unwrap_or_else(|| failed(name, &response, self.all_said(log))))
             } else if response.kind != kind as i32 {
                 Err(CriuError::Unexpected {
                     request: name,
@@ -314,16 +314,19 @@ impl Session {
     /// What to say when the connection ended too early.
     fn ended(&mut self, request: &'static str, log: &dyn Fn() -> LogTail) -> CriuError {
         let status = self.see_off(FAREWELL);
-        let log = log();
         CriuError::Ended {
             request,
             status: status.unwrap_or_else(|| "still running".to_owned()),
-            log: if log.lines.is_empty() {
-                LogTail::read(&mut self.stderr).unwrap_or_default()
-            } else {
-                log
-            },
+            log: self.all_said(log),
         }
+    }
+
+    /// The log, and what came by way of standard error: what was preloaded speaks there.
+    fn all_said(&mut self, log: &dyn Fn() -> LogTail) -> LogTail {
+        let mut all = log();
+        let others = LogTail::read(&mut self.stderr).unwrap_or_default();
+        all.lines.extend(others.lines);
+        all
     }
 
     /// Waits for CRIU to end, and reaps it; how it ended, if it did in time. One that does not is left to a

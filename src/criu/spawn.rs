@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::CriuError;
+use super::{CriuError, HideTable};
 use crate::sys::before_exec::{self, BeforeExec, before_exec};
 
 /// Where and with what CRIU runs.
@@ -25,6 +25,11 @@ pub struct Spawn {
     /// Whether CRIU is to learn the limits of tasks from `/proc` where the kernel tells them to nobody without
     /// CAP_SYS_RESOURCE; see `preload.c`.
     pub limits_from_proc: bool,
+    /// The memory that CRIU is not to find; see `preload.c`. Keep a copy of the table to fill it in.
+    pub hide: Option<HideTable>,
+    /// Whether the kernel is spared the search of its table of connections where that is empty: it walks every
+    /// bucket of the whole host's table, twice, with the tasks stopped; see `preload.c`.
+    pub spare_conntrack: bool,
     /// File descriptors CRIU is given; see [`pass`](Self::pass).
     pub passed: Vec<OwnedFd>,
 }
@@ -67,12 +72,13 @@ impl Spawn {
             .stderr(stderr.map_err(failed("share the file for its errors"))?);
         let mut pass = self.passed;
         pass.push(socket);
-        if self.limits_from_proc {
-            let preload = preload().map_err(failed("make what it preloads"))?;
-            let number = before_exec::number(&preload);
-            command.env("LD_PRELOAD", format!("/proc/self/fd/{number}"));
-            pass.push(preload);
-        }
+        let asked = Asked {
+            limits: self.limits_from_proc,
+            conntrack: self.spare_conntrack,
+            hide: self.hide.as_ref(),
+        };
+        let preloaded = asked.preload(&mut command);
+        pass.extend(preloaded.map_err(failed("make what it preloads"))?);
         let steps = BeforeExec {
             cgroup: cgroup.map_err(failed("open its cgroup"))?,
             new_cgroup_namespace: self.new_cgroup_namespace,
@@ -87,8 +93,41 @@ impl Spawn {
     }
 }
 
+/// What the preloaded object is asked to do.
+struct Asked<'a> {
+    limits: bool,
+    conntrack: bool,
+    hide: Option<&'a HideTable>,
+}
+
+impl Asked<'_> {
+    /// Makes `command` preload the object and tells it what is asked, if anything is; the file descriptors it needs.
+    fn preload(&self, command: &mut Command) -> io::Result<Vec<OwnedFd>> {
+        let mut pass = Vec::new();
+        if self.limits {
+            command.env("GODWIT_CRIU_LIMITS", "1");
+        }
+        if self.conntrack {
+            command.env("GODWIT_CRIU_CONNTRACK", "1");
+        }
+        if let Some(table) = self.hide {
+            let table = table.descriptor()?;
+            let number = before_exec::number(&table);
+            command.env("GODWIT_CRIU_HIDE", number.to_string());
+            pass.push(table);
+        }
+        if self.limits || self.conntrack || self.hide.is_some() {
+            let object = object()?;
+            let number = before_exec::number(&object);
+            command.env("LD_PRELOAD", format!("/proc/self/fd/{number}"));
+            pass.push(object);
+        }
+        Ok(pass)
+    }
+}
+
 /// The object of `preload.c`, as a file without a name.
-fn preload() -> io::Result<OwnedFd> {
+fn object() -> io::Result<OwnedFd> {
     static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/preload.so"));
     let file = File::from(memfd_create("criu-preload", MFdFlags::MFD_CLOEXEC)?);
     (&file).write_all(OBJECT)?;
