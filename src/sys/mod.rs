@@ -19,4 +19,5 @@ pub mod socket_buffer;
 pub mod tap;
 pub mod tcp;
 pub mod tree;
+pub mod userfaultfd;
 pub mod xattr;
