@@ -14,8 +14,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use godwit::criu::{
-    Criu, CriuError, DumpRequest, Hidden, HideTable, Leave, Notify, RestoreRequest, Session, Spawn,
-    Verdict,
+    Criu, CriuError, DumpRequest, Hidden, HideTable, Leave, NotHiding, Notify, RestoreRequest,
+    Session, Spawn, Verdict,
 };
 use godwit::memory::{
     Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, RoundStats,
@@ -340,7 +340,16 @@ fn criu_works_on_this_host() {
     let scratch = scratch();
     let mut task = Command::new("sleep");
     task.arg("1000");
-    println!("{:?}", criu.self_test(scratch.path(), task).unwrap());
+    assert_eq!(criu.hides_pages(), Err(NotHiding::Untested));
+    let test = criu.self_test(scratch.path(), task).unwrap();
+    println!("{test:?}");
+    assert_eq!(criu.clone().hides_pages(), test.hides_pages);
+    // PAGEMAP_SCAN came with Linux 6.7, and hiding is hiding from it.
+    let release = nix::sys::utsname::uname().unwrap();
+    let mut numbers = release.release().to_str().unwrap().split(['.', '-']);
+    let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
+    let new = (number(), number()) >= (6, 7);
+    assert_eq!(test.hides_pages.is_ok(), new, "{test:?}");
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
 }
 

@@ -1,19 +1,12 @@
 //! Which CRIU there is, what it can do, and whether it works here.
 
 use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
+use std::sync::{Arc, OnceLock};
 
 use super::rpc::{FeatureFlags, Kind};
-use super::{CriuError, DumpRequest, RestoreRequest, Session, Spawn, Verdict};
+use super::{CriuError, NotHiding, Session, Spawn};
 use crate::model::CriuVersion;
-use crate::sys::before_exec::{BeforeExec, before_exec};
 
 /// Where CRIU is looked for, in this order, before `PATH`.
 const PLACES: [&str; 2] = ["/usr/local/sbin/criu", "/usr/sbin/criu"];
@@ -23,6 +16,7 @@ const PLACES: [&str; 2] = ["/usr/local/sbin/criu", "/usr/sbin/criu"];
 pub struct Criu {
     program: PathBuf,
     version: CriuVersion,
+    hides: Arc<OnceLock<Result<(), NotHiding>>>,
 }
 
 /// What kernel and CRIU can do together.
@@ -32,15 +26,6 @@ pub struct Features {
     pub mem_track: bool,
     /// Restores without memory, filled in through a userfaultfd.
     pub lazy_pages: bool,
-}
-
-/// What the self-test measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SelfTest {
-    /// Dumping a tiny task, from the start of CRIU to its answer.
-    pub dump: Duration,
-    /// Restoring it.
-    pub restore: Duration,
 }
 
 impl Criu {
@@ -80,6 +65,7 @@ impl Criu {
         let criu = Self {
             program: program.to_owned(),
             version: unknown,
+            hides: Arc::default(),
         };
         let answer =
             Session::start(&criu, Spawn::default())?.simple("version", Kind::Version, None)?;
@@ -99,7 +85,12 @@ impl Criu {
     /// A CRIU that was found before, by another process of this host: it is not asked again.
     pub fn known(program: &Path, version: CriuVersion) -> Self {
         let program = program.to_owned();
-        Self { program, version }
+        let hides = Arc::default();
+        Self {
+            program,
+            version,
+            hides,
+        }
     }
 
     /// The executable.
@@ -133,80 +124,21 @@ impl Criu {
         })
     }
 
-    /// Dumps and restores a task of its own, `task`, in a new directory beneath `scratch`, which is best on a
-    /// tmpfs. The task must do nothing but wait: `sleep 1000` is one.
+    /// Whether memory can be hidden from this CRIU on this kernel, as the last [self-test](Self::self_test) has
+    /// proven. Copies of this know it too.
     ///
-    /// Leaves neither the task nor the directory behind.
-    pub fn self_test(&self, scratch: &Path, task: Command) -> Result<SelfTest, CriuError> {
-        let failed = |operation| move |source| CriuError::SelfTest { operation, source };
-        let images = scratch.join(format!("criu-self-test-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&images);
-        fs::create_dir_all(&images).map_err(failed("make its directory"))?;
-        let result = self.round_trip(&images, task);
-        let removed = fs::remove_dir_all(&images).map_err(failed("remove its directory"));
-        let test = result?;
-        removed?;
-        Ok(test)
+    /// # Errors
+    /// Why not, or that it was not tested in this process.
+    pub fn hides_pages(&self) -> Result<(), NotHiding> {
+        self.hides
+            .get()
+            .cloned()
+            .unwrap_or(Err(NotHiding::Untested))
     }
 
-    fn round_trip(&self, images: &Path, mut task: Command) -> Result<SelfTest, CriuError> {
-        let failed = |operation| move |source| CriuError::SelfTest { operation, source };
-        task.current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        // Not the leader of a session, it would need the session of a leader that is not dumped.
-        before_exec(
-            &mut task,
-            BeforeExec {
-                new_session: true,
-                ..BeforeExec::default()
-            },
-        );
-        let mut task = Task(task.spawn().map_err(failed("start its task"))?);
-        let mut agree = |_| Verdict::Continue;
-        let begin = Instant::now();
-        let request = DumpRequest::new(task.0.id().cast_signed(), images);
-        Session::start(self, Spawn::default())?.dump(&request, &mut agree)?;
-        let dump = begin.elapsed();
-        // Until it is reaped, its process id is taken.
-        task.0.wait().map_err(failed("reap its dumped task"))?;
-        let begin = Instant::now();
-        let request = RestoreRequest::new(images);
-        let restored = Session::start(self, Spawn::default())?.restore(&request, &mut agree)?;
-        let restore = begin.elapsed();
-        let state = state(restored.pid).map_err(failed("look at its restored task"));
-        let pid = Pid::from_raw(restored.pid);
-        let ended = kill(pid, Signal::SIGKILL).and_then(|()| waitpid(pid, None));
-        ended.map_err(|error| failed("end its restored task")(error.into()))?;
-        match state? {
-            'S' | 'R' => Ok(SelfTest { dump, restore }),
-            state => Err(CriuError::NotRestored {
-                state: state.to_string(),
-            }),
-        }
+    pub(super) fn remember_hiding(&self, proven: Result<(), NotHiding>) -> Result<(), NotHiding> {
+        self.hides.get_or_init(|| proven).clone()
     }
-}
-
-/// A task that does not outlive its test.
-struct Task(Child);
-
-impl Drop for Task {
-    fn drop(&mut self) {
-        // Both fail only where it is gone and reaped already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// The state letter of a process.
-fn state(pid: i32) -> io::Result<char> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name before it may hold anything, a parenthesis too.
-    let after = stat
-        .rsplit_once(") ")
-        .and_then(|(_, rest)| rest.chars().next());
-    after.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn is_program(path: &Path) -> bool {

@@ -18,6 +18,7 @@
 //! our `/proc` entry*, so they are numbers of this process; a page server's socket and inherited descriptors are
 //! numbers of the CRIU process, and must be given to it when it starts ([`Spawn::pass`]).
 
+mod dumped;
 mod error;
 #[cfg(test)]
 mod fake;
@@ -28,16 +29,18 @@ mod notify;
 mod place;
 pub mod request;
 pub mod rpc;
+mod self_test;
 mod session;
 mod spawn;
 mod stats;
 
 pub use error::CriuError;
-pub use feature::{Criu, Features, SelfTest};
+pub use feature::{Criu, Features};
 pub use hide::{BadRange, Hidden, HideTable};
 pub use log::LogTail;
 pub use notify::{Notify, Verdict};
 pub use request::{DumpRequest, Leave, RestoreRequest};
+pub use self_test::{NotHiding, SelfTest};
 pub use session::{Canceller, DumpDone, RestoreDone, Session};
 pub use spawn::Spawn;
 pub use stats::{DumpStats, RestoreStats};
