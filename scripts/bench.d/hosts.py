@@ -1,0 +1,178 @@
+"""The lab's hosts, as the bench needs them: commands on them, and what they have used of the machine."""
+
+import os
+import pathlib
+import re
+import subprocess
+import threading
+
+TREE = pathlib.Path(__file__).resolve().parents[2]
+LAB = str(TREE / "scripts" / "lab")
+LAB_DIR = pathlib.Path(os.environ["GODWIT_LAB_DIR"])
+
+
+class Failed(Exception):
+    """A step of a measurement did not do what it must; the run is noted as failed and the bench goes on."""
+
+
+def mounts(kind):
+    """Mount points of a file system type with its options."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        for line in file:
+            fields = line.split()
+            rest = fields[fields.index("-") + 1 :]
+            if rest[0] == kind:
+                yield pathlib.Path(fields[4]), rest[2].split(",")
+
+
+class Host:
+    def __init__(self, name):
+        self.name = name
+        self.cgroup = lab_cgroup() / name
+        self.memory = Memory(self, name != "client")
+
+    def spawn(self, *command, **options):
+        """A process on this host; its memory is charged to it."""
+        begin = ["sh", "-c", 'for f in $0; do echo $$ >"$f" || exit; done; exec "$@"', self.memory.procs]
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+        return subprocess.Popen([*begin, LAB, "exec", self.name, *map(str, command)], text=True, **options)
+
+    def run(self, *command, timeout=300, check=True, **options):
+        process = self.spawn(*command, **options)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise Failed(f"{self.name}: {' '.join(map(str, command))} took longer than {timeout} s") from None
+        if check and process.returncode != 0:
+            end = " | ".join((err or out or "").strip().splitlines()[-3:])
+            raise Failed(f"{self.name}: {' '.join(map(str, command))[:120]} ended with {process.returncode}: {end}")
+        return out
+
+    def spawn_until(self, *command, **options):
+        """A process that ends with its standard input: a signal to what we started does not go through to the host."""
+        guard = '"$@" </dev/null & read -r line; kill $! 2>/dev/null; wait'
+        return self.spawn("sh", "-c", guard, "sh", *command, stdin=subprocess.PIPE, **options)
+
+    def script(self, text, *arguments, **options):
+        return self.run("sh", "-ec", text, "sh", *arguments, **options)
+
+    def cpu_seconds(self):
+        text = (self.cgroup / "cpu.stat").read_text(encoding="utf-8")
+        return int(re.search(r"usage_usec (\d+)", text).group(1)) / 1e6
+
+    def pid(self):
+        return (LAB_DIR / self.name / "pid").read_text(encoding="utf-8").split()[0]
+
+    def sent_over(self, device):
+        """Bytes that this host's network has sent by a device."""
+        return counters(self.pid(), device)[1]
+
+
+def lab_cgroup():
+    """Where `scripts/lab` keeps this lab's processes."""
+    script = f'. "{TREE}/scripts/lib/base.sh"; . "{TREE}/scripts/lib/lab.sh"; lab_cgroup'
+    return pathlib.Path(subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout.strip())
+
+
+def counters(pid, device):
+    """Received and sent bytes of a device in the network of a process."""
+    with open(f"/proc/{pid}/net/dev", encoding="utf-8") as file:
+        for line in file:
+            name, _, rest = line.partition(":")
+            if name.strip() == device:
+                fields = rest.split()
+                return int(fields[0]), int(fields[8])
+    raise Failed(f"there is no device {device}")
+
+
+class Wire:
+    """What goes over the cables between the daemons, counted on the switch."""
+
+    def __init__(self):
+        self.pid = (LAB_DIR / "switch" / "pid").read_text(encoding="utf-8").split()[0]
+
+    def bytes(self):
+        return sum(counters(self.pid, f"{host}-lan")[0] for host in ("alpha", "beta"))
+
+
+class Memory:
+    """What a host holds of the machine's memory: its processes', its tmpfs's, its page cache's, the kernel's for it.
+
+    The host's own cgroup tells where the memory controller is in the v2 hierarchy; elsewhere a group of the v1
+    controller is made for the host, and whatever is started on the host goes into it.
+    """
+
+    def __init__(self, host, wanted):
+        self.procs = ""
+        self.stop = self.thread = None
+        self.top = 0
+        self.v2 = host.cgroup / "memory.current"
+        self.v1 = None
+        if self.v2.exists() or not wanted:
+            return
+        self.v2 = None
+        for point, options in mounts("cgroup"):
+            if "memory" in options:
+                self.v1 = point / f"{host.cgroup.parent.name}-{host.name}"
+                self.v1.mkdir(exist_ok=True)
+                self.procs = str(self.v1 / "cgroup.procs")
+                self.adopt(host.cgroup)
+
+    def adopt(self, cgroup):
+        """What runs on the host already."""
+        for file in cgroup.rglob("cgroup.procs"):
+            for pid in file.read_text(encoding="utf-8").split():
+                try:
+                    pathlib.Path(self.procs).write_text(pid, encoding="utf-8")
+                except ProcessLookupError:
+                    pass
+
+    def known(self):
+        return bool(self.v1 or self.v2)
+
+    def now(self):
+        file = self.v2 or self.v1 / "memory.usage_in_bytes"
+        return int(file.read_text(encoding="utf-8"))
+
+    def begin(self):
+        """From here on the peak is looked for; returns what is in use."""
+        if not self.known():
+            return 0
+        if self.v1:
+            (self.v1 / "memory.max_usage_in_bytes").write_text("0", encoding="utf-8")
+            return self.now()
+        self.top = now = self.now()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self.sample, daemon=True)
+        self.thread.start()
+        return now
+
+    def sample(self):
+        while not self.stop.wait(0.005):
+            self.top = max(self.top, self.now())
+
+    def peak(self):
+        """The most since `begin`."""
+        if self.v1:
+            return int((self.v1 / "memory.max_usage_in_bytes").read_text(encoding="utf-8"))
+        if self.thread:
+            self.stop.set()
+            self.thread.join()
+            self.thread = None
+        return self.top
+
+
+class Lab:
+    def __init__(self):
+        self.alpha, self.beta, self.client = (Host(name) for name in ("alpha", "beta", "client"))
+        self.wire = Wire()
+
+    def both(self):
+        return self.alpha, self.beta
+
+    def cap(self, rate):
+        """What each cable between the daemons carries: `1gbit`, or `full` for as much as it can."""
+        for host in self.both():
+            subprocess.run([LAB, "link", host.name, "rate", rate], check=True)

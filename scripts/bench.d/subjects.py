@@ -1,0 +1,277 @@
+"""What is measured: Godwit by each of its trackers, what others use today, and CRIU's own floor."""
+
+import json
+import pathlib
+import shutil
+import struct
+
+import bundle
+import measure
+from hosts import Failed
+
+ADDRESS = "10.88.0.201"
+ETHERNET = "02:00:0a:58:00:c9"
+LAZY_PORT = 7119
+NETNS = "/run/netns/bench"
+
+
+class Subject:
+    # Whether it copies memory while the container runs: then the workload's slowdown means something.
+    copies_while_running = False
+    keeps_connections = True
+    # Whether source and destination are the same host.
+    one_host = True
+    # Why it cannot be measured here; None when it can.
+    missing = None
+
+    def __init__(self, name, lab, places):
+        self.name, self.lab, self.places = name, lab, places
+
+
+def last_json(text):
+    """The last of a stream of JSON values."""
+    decoder, at, value = json.JSONDecoder(), 0, None
+    text = text.strip()
+    while at < len(text):
+        value, at = decoder.raw_decode(text, at)
+        while at < len(text) and text[at].isspace():
+            at += 1
+    return value
+
+
+def seconds(duration):
+    """A duration as serde writes it."""
+    return duration["secs"] + duration["nanos"] / 1e9
+
+
+class Godwit(Subject):
+    copies_while_running = True
+    one_host = False
+    count = 0
+
+    def __init__(self, name, lab, places, arguments=()):
+        super().__init__(name, lab, places)
+        self.arguments, self.container = arguments, None
+
+    def start(self, cell):
+        Godwit.count += 1
+        self.container = f"bench-{Godwit.count}"
+        return start_godwit(self.lab, "bench", self.container, measure.serve(cell))
+
+    def move(self, _):
+        return migrate(self.lab, self.container, *self.arguments)
+
+    def stop(self):
+        delete_godwit(self.lab, self.container)
+
+
+def start_godwit(lab, template, name, command=()):
+    lab.alpha.run("godwit", "run", "--template", template, "--name", name, *(["--", *command] if command else []))
+    status = last_json(lab.alpha.run("godwit", "inspect", name, "--format", "json"))
+    return status["spec"]["lease"]["address"]
+
+
+def delete_godwit(lab, name):
+    for host in lab.both():
+        host.run("godwit", "delete", "--force", name, check=False)
+
+
+def migrate(lab, name, *arguments):
+    out = lab.alpha.run(
+        "godwit", "migrate", name, "--to", "beta", "--timeout", "110s", "--format", "json", *arguments, check=False
+    )
+    report = last_json(out)
+    if not report or report["outcome"]["result"] != "moved":
+        raise Failed(f"godwit migrate: {report['outcome'].get('why') if report else 'no report'}")
+    return {
+        "reported_blackout_ms": round(seconds(report["blackout"]) * 1e3, 2),
+        "reported_wire_bytes": report["wire"],
+        "report": report,
+    }
+
+
+class Peer(Subject):
+    """An OCI runtime's checkpoint and restore, on one host, through images on tmpfs: nothing has to be sent."""
+
+    options = "--tcp-established"
+
+    def __init__(self, name, lab, places, program):
+        super().__init__(name, lab, places)
+        self.program = program
+        self.images = places.work / "images"
+        self.bundle = places.work / "bundle"
+        self.missing = None if (places.peers / "bin" / program).exists() else f"{program} is not in {places.peers}"
+
+    def environment(self):
+        return (
+            f"PATH={self.places.peers}/bin:$PATH XTABLES_LIBDIR={self.places.peers}/xtables; "
+            "export PATH XTABLES_LIBDIR;"
+        )
+
+    def start(self, cell):
+        shutil.rmtree(self.images, ignore_errors=True)
+        self.images.mkdir()
+        bundle.write(self.bundle, self.places.root, measure.serve(cell), NETNS, "/bench")
+        self.lab.alpha.script(self.environment() + f"cd {self.bundle}; {self.program} run -d bench >/dev/null 2>&1")
+        return ADDRESS
+
+    def move(self, _):
+        # One shell does both, so that nothing of the bench is between them.
+        arguments = f"{self.options} --image-path {self.images}"
+        self.lab.alpha.script(
+            self.environment()
+            + f"{self.program} checkpoint {arguments} bench;"
+            + f"exec {self.program} restore -d {arguments} --bundle {self.bundle} bench >/dev/null 2>{self.images}/err"
+        )
+        return {"wire_bytes": size(self.images)}
+
+    def stop(self):
+        self.lab.alpha.script(self.environment() + f"{self.program} delete --force bench", check=False)
+        shutil.rmtree(self.images, ignore_errors=True)
+
+
+def size(directory):
+    return sum(file.stat().st_size for file in pathlib.Path(directory).rglob("*") if file.is_file())
+
+
+class Lazy(Peer):
+    """runc's post-copy: restored without memory on the other host, which it fetches as it is wanted."""
+
+    one_host = False
+
+    def move(self, _):
+        alpha, beta = self.lab.both()
+        wire = self.lab.wire.bytes()
+        common = f"--tcp-established --image-path {self.images}"
+        dump = alpha.spawn(
+            "sh", "-ec",
+            self.environment()
+            + f"exec {self.program} checkpoint --lazy-pages --page-server 0.0.0.0:{LAZY_PORT} --status-fd 1 {common} bench",
+        )  # fmt: skip
+        # It writes one zero byte when the images are there and its pages can be asked for.
+        if dump.stdout.read(1) != "\0":
+            raise Failed(f"{self.program} checkpoint: {dump.stderr.read()[-300:]}")
+        beta.script(
+            self.environment()
+            + f"""
+            criu lazy-pages --page-server --address 10.77.0.1 --port {LAZY_PORT} -D {self.images} -W {self.images} \
+              -o lazy.log >/dev/null 2>&1 &
+            until [ -S {self.images}/lazy-pages.socket ]; do sleep 0.002; done
+            cd {self.images}
+            {self.program} restore -d --lazy-pages {common} --bundle {self.bundle} bench >/dev/null 2>err
+            ip link set bench0 master godwit0
+            ip netns exec bench {self.places.tool} announce --to 10.88.0.255
+            wait
+            """
+        )
+        dump.communicate(timeout=60)
+        return {"wire_bytes": size(self.images) + self.lab.wire.bytes() - wire}
+
+    def start(self, cell):
+        self.lab.alpha.script("ip link set bench0 master godwit0")
+        self.lab.beta.script("ip link set bench0 nomaster")
+        return super().start(cell)
+
+    def stop(self):
+        super().stop()
+        self.lab.beta.script(self.environment() + f"{self.program} delete --force bench", check=False)
+        self.lab.beta.script("ip link set bench0 nomaster")
+
+
+class Floor(Subject):
+    """Stock `criu dump` and `criu restore` of an empty container: external network, no lock, no memory."""
+
+    keeps_connections = False
+
+    def __init__(self, name, lab, places):
+        super().__init__(name, lab, places)
+        self.images = places.work / "floor"
+        self.pid = None
+
+    def start(self, cell):
+        shutil.rmtree(self.images, ignore_errors=True)
+        self.images.mkdir()
+        tool, root = self.places.tool, self.places.root
+        command = f"{tool} contain --root {root} --netns {NETNS} -- {measure.TOOL} serve --port {measure.PORT}"
+        self.pid = self.lab.alpha.script(command).strip()
+        return ADDRESS
+
+    def move(self, _):
+        root = self.places.root
+        out = self.lab.alpha.script(
+            f"""
+            inode=$(stat -Lc %i {NETNS})
+            common="-D {self.images} --root {root} --external net[$inode]:bench --network-lock skip"
+            exec 7<{NETNS}
+            criu dump -t {self.pid} $common -o dump.log --manage-cgroups=ignore
+            exec criu restore -d $common -o restore.log --manage-cgroups=ignore --inherit-fd fd[7]:bench \
+              --pidfile pid </dev/null >/dev/null
+            """,
+            stderr=None,
+        )
+        self.pid = (self.images / "pid").read_text(encoding="utf-8").strip()
+        return {"wire_bytes": size(self.images), "out": out}
+
+    def stop(self):
+        if self.pid:
+            self.lab.alpha.script(f"kill -9 {self.pid}", check=False)
+        self.pid = None
+        shutil.rmtree(self.images, ignore_errors=True)
+
+
+def network(lab):
+    """The network of the peers' containers, on both hosts with the same addresses; attached on the source."""
+    for host in lab.both():
+        host.script(
+            f"""
+            ip netns add bench
+            ip link add bench0 type veth peer name eth0 address {ETHERNET} netns bench
+            ip link set bench0 up
+            ip -n bench link set lo up
+            ip -n bench address add {ADDRESS}/24 dev eth0
+            ip -n bench link set eth0 up
+            """
+        )
+    lab.alpha.script("ip link set bench0 master godwit0")
+
+
+def has_soft_dirty():
+    """Whether this kernel notes writes in the page table: what is not written after a clear is not dirty."""
+    import ctypes
+    import mmap
+
+    area = mmap.mmap(-1, 4096)
+    at = ctypes.addressof(ctypes.c_char.from_buffer(area))
+
+    def dirty():
+        with open("/proc/self/pagemap", "rb") as file:
+            file.seek(at // 4096 * 8)
+            return struct.unpack("<Q", file.read(8))[0] >> 55 & 1
+
+    area[0] = 1
+    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
+        file.write("4")
+    clean = not dirty()
+    area[0] = 2
+    return clean and bool(dirty())
+
+
+def godwit_subjects(lab, places):
+    """A subject per tracker; one for all while the command line cannot choose."""
+    help_text = lab.alpha.run("godwit", "migrate", "--help")
+    if "--tracker" not in help_text:
+        return [Godwit("godwit", lab, places)]
+    subjects = [Godwit(f"godwit-{name}", lab, places, ("--tracker", name)) for name in ("soft-dirty", "uffd-wp", "hash")]
+    if not has_soft_dirty():
+        subjects[0].missing = "this kernel has no soft-dirty bits"
+    return subjects
+
+
+def all_subjects(lab, places):
+    return [
+        *godwit_subjects(lab, places),
+        Peer("runc", lab, places, "runc"),
+        Lazy("runc-lazy", lab, places, "runc"),
+        Peer("crun", lab, places, "crun"),
+        Floor("criu-floor", lab, places),
+    ]
