@@ -90,6 +90,16 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// A page of a task that stands still, whose content is needed, cannot be read.
+    #[error(
+        "the page at {vaddr:#x} of process {pid} exists and cannot be read: has the process ended, or is the kernel's proc_mem.force_override set to never?"
+    )]
+    Unreadable {
+        /// Its host process id.
+        pid: i32,
+        /// The page's address.
+        vaddr: u64,
+    },
     /// The page store's directory or a file of it.
     #[error("the page store in {} cannot {operation}", directory.display())]
     Store {

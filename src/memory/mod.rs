@@ -38,4 +38,6 @@ pub use send::{Out, Sender, Sent};
 pub use sink::{DumpSink, PreDumpSink, PreDumped};
 pub use space::{Entry, PageFlags, Space};
 pub use store::{Complete, PageStore, StoredSpace};
-pub use tracker::{HashTracker, RoundStats, Seen, SentPages, Target, Tracker};
+pub use tracker::{
+    HashTracker, OwnedRange, OwnedSpace, Residual, RoundStats, Seen, SentPages, Target, Tracker,
+};

@@ -14,6 +14,7 @@ pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod process;
+pub mod process_memory;
 pub mod signal;
 pub mod socket_buffer;
 pub mod tap;

@@ -1,4 +1,5 @@
-//! `/proc/PID/maps`: which mappings hold memory that a dump sends page by page. Parsing is pure.
+//! `/proc/PID/maps` and `smaps`: which mappings hold memory that a dump sends page by page. Parsing is pure, and
+//! total: a container chooses the names of what it maps.
 
 use std::ops::Range;
 
@@ -6,10 +7,7 @@ use std::ops::Range;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mapping {
     /// Private: the pages of its own, whether it is anonymous or a file's.
-    Private {
-        /// Its addresses.
-        range: Range<u64>,
-    },
+    Private(Private),
     /// Shared anonymous memory: a segment, wherever it is mapped.
     Shared {
         /// Its addresses here.
@@ -19,6 +17,20 @@ pub enum Mapping {
     },
 }
 
+/// A private mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Private {
+    /// Its addresses.
+    pub range: Range<u64>,
+    /// Whether code may run in it: CRIU puts code of its own there for a moment.
+    pub executable: bool,
+    /// The device of the file behind it; none of anonymous memory.
+    pub file: Option<Device>,
+}
+
+/// Major and minor number.
+pub type Device = (u32, u32);
+
 /// The mappings in the text of a maps file. Lines that cannot be read are left to the dump.
 pub fn parse(text: &str) -> Vec<Mapping> {
     text.lines().filter_map(line).collect()
@@ -27,27 +39,77 @@ pub fn parse(text: &str) -> Vec<Mapping> {
 /// `start-end perms offset dev inode   path`
 fn line(line: &str) -> Option<Mapping> {
     let mut fields = line.splitn(6, ' ');
-    let (start, end) = fields.next()?.split_once('-')?;
-    let start = u64::from_str_radix(start, 16).ok()?;
-    let end = u64::from_str_radix(end, 16).ok()?;
+    let range = addresses(fields.next()?)?;
     let permissions = fields.next()?.as_bytes();
-    let inode: u64 = fields.nth(2)?.parse().ok()?;
+    let (major, minor) = fields.nth(1)?.split_once(':')?;
+    let device = (
+        u32::from_str_radix(major, 16).ok()?,
+        u32::from_str_radix(minor, 16).ok()?,
+    );
+    let inode: u64 = fields.next()?.parse().ok()?;
     let path = fields.next().unwrap_or("").trim_start();
-    if start >= end {
-        return None;
-    }
-    let range = start..end;
     let shared_names = ["/dev/zero (deleted)", "/memfd:", "/SYSV"];
     match permissions.get(3)? {
-        // The kernel's own: not memory of the task, or (vdso) dumped whole and small.
-        b'p' if path.starts_with("[v") => None,
-        b'p' => Some(Mapping::Private { range }),
+        b'p' if is_kernel_s(path) => None,
+        b'p' => Some(Mapping::Private(Private {
+            range,
+            executable: permissions.get(2) == Some(&b'x'),
+            file: (inode != 0 || path.starts_with('/')).then_some(device),
+        })),
         b's' if inode > 0 && shared_names.iter().any(|name| path.starts_with(name)) => {
             Some(Mapping::Shared { range, inode })
         }
         // A file shared with others moves with the files.
         _ => None,
     }
+}
+
+/// Whether a mapping is not memory of the task: the kernel's own, an AIO ring, or pages of another size, which a
+/// dump handles in a way of its own. (A file's path begins with a slash.)
+fn is_kernel_s(path: &str) -> bool {
+    let kernel = ["[v", "[uprobes]", "[sigpage]", "[vectors]"];
+    let other = ["/[aio]", "/anon_hugepage"];
+    kernel
+        .iter()
+        .chain(&other)
+        .any(|name| path.starts_with(name))
+}
+
+fn addresses(field: &str) -> Option<Range<u64>> {
+    let (start, end) = field.split_once('-')?;
+    let start = u64::from_str_radix(start, 16).ok()?;
+    let end = u64::from_str_radix(end, 16).ok()?;
+    (start < end).then_some(start..end)
+}
+
+/// What only `smaps` tells of a mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Special {
+    /// Its pages are to be in memory at once: locked ones, and those the kernel may drop.
+    pub eager: bool,
+    /// A shadow stack, which cannot be written like other memory.
+    pub shadow_stack: bool,
+}
+
+/// The special ones among the mappings in the text of an smaps file.
+pub fn special(text: &str) -> Vec<(Range<u64>, Special)> {
+    let mut found = Vec::new();
+    let mut current = None;
+    for line in text.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags: ") {
+            let has = |name| flags.split_ascii_whitespace().any(|flag| flag == name);
+            let special = Special {
+                eager: has("lo") || has("dp"),
+                shadow_stack: has("ss"),
+            };
+            if let (Some(range), true) = (current.take(), special != Special::default()) {
+                found.push((range, special));
+            }
+        } else if let Some(range) = line.split(' ').next().and_then(addresses) {
+            current = Some(range);
+        }
+    }
+    found
 }
 
 #[cfg(test)]
@@ -62,19 +124,29 @@ mod test {
 7f0000000000-7f0000001000 rw-s 00000000 00:01 99                         /dev/zero (deleted)
 7f0000002000-7f0000003000 rw-s 00000000 00:01 4                          /memfd:x (deleted)
 7f0000004000-7f0000005000 rw-s 00000000 08:02 7                          /data/file
+7f0000006000-7f0000007000 ---p 00000000 00:00 0                          [anon:[vdso]]
+7f0000200000-7f0000400000 rw-p 00000000 00:0f 12                         /anon_hugepage (deleted)
+7f0000800000-7f0000801000 rw-p 00000000 00:10 13                         /[aio] (deleted)
 7fff00000000-7fff00002000 r-xp 00000000 00:00 0                          [vdso]
 7fff00004000-7fff00002000 rw-p 00000000 00:00 0
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
 ";
-        let private = |range| Mapping::Private { range };
+        let private = |range, executable, file| {
+            Mapping::Private(Private {
+                range,
+                executable,
+                file,
+            })
+        };
         let shared = |range, inode| Mapping::Shared { range, inode };
         assert_eq!(
             parse(text),
             [
-                private(0x40_0000..0x45_2000),
-                private(0x35_b180_0000..0x35_b182_0000),
+                private(0x40_0000..0x45_2000, true, Some((8, 2))),
+                private(0x35_b180_0000..0x35_b182_0000, false, None),
                 shared(0x7f00_0000_0000..0x7f00_0000_1000, 99),
                 shared(0x7f00_0000_2000..0x7f00_0000_3000, 4),
+                private(0x7f00_0000_6000..0x7f00_0000_7000, false, None),
             ]
         );
     }
@@ -88,9 +160,42 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
             "1-2",
             "1-2 rw",
             "1-2 rwxp 0 0",
+            "1-2 rwxp 0 0:0",
             "zz-1 rw-p 0 0:0 0 ",
         ] {
             assert_eq!(parse(text), [], "{text:?}");
+            assert_eq!(special(text), [], "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_only_smaps_tells_is_found() {
+        let text = "\
+1000-2000 rw-p 00000000 00:00 0
+Size:                  4 kB
+VmFlags: rd wr mr mw me ac lo
+2000-3000 rw-p 00000000 00:00 0    VmFlags: lo
+Rss:                   0 kB
+VmFlags: rd wr mr mw me ac
+3000-4000 rw-p 00000000 00:00 0
+VmFlags: rd wr mr mw me dp
+4000-5000 rw-p 00000000 00:00 0
+VmFlags: rd wr ss
+";
+        let special = |range, eager, shadow_stack| {
+            let special = Special {
+                eager,
+                shadow_stack,
+            };
+            (range, special)
+        };
+        assert_eq!(
+            super::special(text),
+            [
+                special(0x1000..0x2000, true, false),
+                special(0x3000..0x4000, true, false),
+                special(0x4000..0x5000, false, true),
+            ]
+        );
     }
 }

@@ -1,7 +1,19 @@
-//! Rounds of pre-copy: what has changed in running tasks since the round before.
+//! Rounds of pre-copy: what has changed in running tasks since the round before, and what is left at the end.
 //!
-//! **Invariant:** a tracker may miss a change, never invent one as sent: the final dump tells every page, and what
-//! goes unsent there is only what is byte for byte what was sent before.
+//! **Invariant:** a tracker may send a page too often, never too seldom: once [`Residual::send`] has returned, the
+//! destination has, of every page in a [list](OwnedSpace::list), byte for byte what the frozen task has.
+//!
+//! **Invariant:** no tracker leaves a trace in a task: nothing after [`Tracker::last`], [`Tracker::release`], or
+//! its drop.
+//!
+//! ```text
+//! tasks run:     round ─▶ round ─▶ … ─▶ round      pages that are news, as frames
+//! tasks frozen:  last ─▶ Residual                  every private page by name; unsent code at once
+//! CRIU dumps:    Residual::send                    the rest; CRIU finds no page in the ranges of the Residual
+//! ```
+//!
+//! Private memory is the tracker's alone. Shared memory is sent in rounds too, once per segment and by content
+//! hash, but it is CRIU that dumps it at the end, through a `DumpSink` that compares with [`Tracker::sent`].
 //!
 //! The other kind of round is CRIU's own, on kernels with soft-dirty bits: `Session::pre_dump` with `track_mem`, a
 //! page server and a [`PreDumpSink`](super::PreDumpSink), each round's images directory the parent of the next;
@@ -9,13 +21,19 @@
 
 mod hash;
 mod maps;
+mod own;
+mod read;
+mod residual;
+mod segment;
 mod sent;
+mod task;
 
 pub use hash::HashTracker;
+pub use residual::{OwnedRange, OwnedSpace, Residual};
 pub use sent::{Seen, SentPages};
 
 use super::{MemoryError, Sender};
-use crate::model::Pages;
+use crate::model::{Pages, TrackerChoice};
 
 /// A process whose memory is to move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,15 +55,36 @@ pub struct RoundStats {
 
 /// Finds and sends what has changed since the round before.
 pub trait Tracker: Send {
+    /// Which it is; never [`TrackerChoice::Auto`].
+    fn kind(&self) -> TrackerChoice;
+
     /// One round over tasks that run meanwhile. A task that ends, or unmaps what is being read, is no error.
     ///
-    /// After an error, of `sender` for instance, what the destination holds is not known: the tracker is spent.
+    /// # Errors
+    /// When a task cannot be looked at; when `sender` fails. What the destination holds is then not known: the
+    /// tracker is spent.
     fn round(
         &mut self,
         targets: &[Target],
         sender: &mut Sender<'_>,
     ) -> Result<RoundStats, MemoryError>;
 
-    /// What the rounds so far have sent, for the final dump.
+    /// The last look, over frozen tasks: finds every private page and which of them are unsent, sends the unsent
+    /// ones of executable mappings at once, for CRIU puts code there a moment later, takes every trace out of the
+    /// tasks, and returns the rest, to be sent while CRIU dumps.
+    ///
+    /// # Errors
+    /// As of [`Self::round`]. No trace is left then either.
+    fn last(
+        &mut self,
+        targets: &[Target],
+        sender: &mut Sender<'_>,
+    ) -> Result<Residual, MemoryError>;
+
+    /// Takes every trace out of the tasks. May be called at any time, and more than once.
+    fn release(&mut self);
+
+    /// What the rounds have sent of memory that is compared by content: shared memory, and private memory where
+    /// writes could not be tracked.
     fn sent(&self) -> &SentPages;
 }
