@@ -77,6 +77,11 @@ pub fn line(progress: &Progress) -> String {
             .predicted_blackout
             .map(|time| format!("blackout about {}", span(time))),
     );
+    parts.extend(
+        progress
+            .throttled
+            .map(|share| format!("slowed down to {share} %")),
+    );
     parts.extend(progress.eta.map(|time| format!("{} to go", span(time))));
     parts.join(", ")
 }
@@ -119,9 +124,10 @@ mod test {
             wire: Bytes(5 << 20),
             rate: Some(Rate(1 << 20)),
             predicted_blackout: Some(Duration::from_millis(250)),
+            throttled: Some(60),
             eta: Some(Duration::from_millis(1500)),
         };
-        let text = "memory round 2, 5.00 MiB, 1.00 MiB/s, blackout about 250 ms, 1.50 s to go";
+        let text = "memory round 2, 5.00 MiB, 1.00 MiB/s, blackout about 250 ms, slowed down to 60 %, 1.50 s to go";
         assert_eq!(line(&progress), text);
     }
 }

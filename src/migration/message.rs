@@ -45,6 +45,9 @@ pub enum Message {
     Reserved {
         /// The destination lacks the container's image and wants its files first.
         needs_image: bool,
+        /// How its memory will come back.
+        #[serde(default)]
+        restore: RestoreChoice,
         /// Remarks that do not prevent the migration.
         findings: Vec<Finding>,
     },

@@ -47,6 +47,7 @@ pub mod codec;
 pub mod conclude;
 pub mod destination;
 pub mod error;
+pub mod forecast;
 pub mod hook;
 pub mod journal;
 pub mod link;

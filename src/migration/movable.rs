@@ -135,6 +135,11 @@ pub trait Arriving: Send + 'static {
     /// Whether the image's files must be sent.
     fn needs_image(&self) -> bool;
 
+    /// How its memory will come back. Never [`RestoreChoice::Auto`].
+    fn way(&self) -> RestoreChoice {
+        RestoreChoice::Eager
+    }
+
     /// Takes a frame of data.
     fn take(&mut self, frame: Frame) -> Result<(), Cause>;
 

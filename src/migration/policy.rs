@@ -1,19 +1,30 @@
 //! When to freeze: a function of values, the clock included.
 //!
-//! 1. No pre-copy on this host, or no rounds wished: freeze, everything is copied in the blackout.
-//! 2. Over the total time limit: give up; the container has never been frozen.
-//! 3. The predicted blackout is within the limit: freeze.
-//! 4. The prediction does not fall any more (by at least a tenth per round): freeze, more rounds are waste.
-//! 5. The last round is done: freeze.
-//! 6. Otherwise: another round.
+//! 1. Over the total time limit: give up; the container has never been frozen.
+//! 2. No pre-copy on this host, or no rounds wished: freeze, everything is copied in the blackout.
+//! 3. The predicted blackout is within the limit: freeze; but where another short round would shorten it noticeably,
+//!    another round first. The limit is what the caller bears, not what he wants.
+//! 4. Above the limit, and the prediction fell by a tenth or more, and there are rounds and time left: another round.
+//! 5. Above the limit, and it does not fall any more, or nothing is left to wait for: memory does not converge, and
+//!    [`OnNoConvergence`] says what then. Throttling goes down by [`STEPS`], a step whenever the prediction has
+//!    stopped falling, and freezes after the last.
 //!
-//! The prediction is the fixed cost plus the residual over the measured rate. The residual is what the
-//! container dirties while a round runs: the pages the last round had to send, scaled by how much longer
-//! or shorter the last round was than the one in which these pages became dirty.
+//! The prediction is explained in [`super::forecast`]. Every decision carries its reason, in a sentence for the report.
+//!
+//! **Invariant:** there are never more than `max_rounds` rounds; where it says freeze, it says freeze with a longer
+//! limit too; after the time limit it says nothing but give up.
 
+use std::fmt;
 use std::time::Duration;
 
-use crate::model::{Bytes, MigrationOptions, PAGE_SIZE, Round};
+use super::forecast::{Forecast, forecast};
+use crate::model::{MigrationOptions, OnNoConvergence, Round};
+
+/// The shares of its processor time that a throttled container is given, in percent, one after the other.
+pub const STEPS: [u32; 4] = [80, 60, 40, 20];
+
+/// A round that is expected to take longer is not begun for a blackout that is short enough already.
+const SHORT_ROUND: Duration = Duration::from_secs(1);
 
 /// What the policy looks at.
 #[derive(Debug, Clone)]
@@ -28,6 +39,20 @@ pub struct View<'a> {
     pub fixed: Duration,
     /// Since the begin of the migration.
     pub elapsed: Duration,
+    /// What the container is slowed down to.
+    pub throttle: Throttle,
+}
+
+/// How far a container is slowed down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Throttle {
+    /// It has all its limits allow.
+    #[default]
+    Off,
+    /// It has this share, in percent.
+    At(u32),
+    /// This host cannot throttle.
+    Impossible,
 }
 
 /// What to do next, and why, for the report.
@@ -35,16 +60,48 @@ pub struct View<'a> {
 pub enum Decision {
     /// Another round.
     Another(String),
+    /// Give it this share of the processor time it uses, in percent; then another round.
+    Throttle(u32, String),
     /// Freeze now.
     Freeze(String),
+    /// Let it run at the destination, and send the rest behind it.
+    PostCopy(String),
     /// Leave the container where it is.
     GiveUp(String),
 }
 
+impl Decision {
+    /// The reason alone.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Another(why)
+            | Self::Throttle(_, why)
+            | Self::Freeze(why)
+            | Self::PostCopy(why)
+            | Self::GiveUp(why) => why,
+        }
+    }
+}
+
+impl fmt::Display for Decision {
+    /// The whole sentence, as the report has it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Another(why) => write!(f, "another round: {why}"),
+            Self::Throttle(percent, why) => {
+                write!(f, "slow it down to {percent} % and do another round: {why}")
+            }
+            Self::Freeze(why) => write!(f, "freeze: {why}"),
+            Self::PostCopy(why) => write!(f, "post-copy: {why}"),
+            Self::GiveUp(why) => write!(f, "give up: {why}"),
+        }
+    }
+}
+
 /// Decides; the criteria are at the head of this file.
 pub fn decide(view: &View<'_>) -> Decision {
-    let limit = Duration::from_millis(view.options.max_blackout_ms);
-    let time = Duration::from_millis(view.options.timeout_ms);
+    let options = view.options;
+    let time = Duration::from_millis(options.timeout_ms);
     if view.elapsed > time {
         return Decision::GiveUp(format!(
             "not frozen after {:.1} s, the time limit is {:.1} s; raise --timeout or --max-blackout",
@@ -54,165 +111,134 @@ pub fn decide(view: &View<'_>) -> Decision {
     }
     if !view.can_precopy {
         return Decision::Freeze(
-            "this kernel tracks no dirty pages: all memory is copied in the blackout".into(),
+            "this kernel tracks no dirty pages, so all memory is copied in the blackout".into(),
         );
     }
-    if view.options.max_rounds == 0 {
+    if options.max_rounds == 0 {
         return Decision::Freeze(
-            "no rounds are wished: all memory is copied in the blackout".into(),
+            "no rounds are wished, so all memory is copied in the blackout".into(),
         );
     }
-    let Some(now) = predict(view.rounds, view.fixed) else {
-        return Decision::Another("round 0 copies all memory".into());
+    let Some(now) = forecast(view.rounds, view.fixed) else {
+        return Decision::Another("the first copies all memory".into());
     };
-    let ms = now.as_millis();
-    if now <= limit {
-        return Decision::Freeze(format!(
-            "predicted blackout {ms} ms is within {} ms",
-            limit.as_millis()
-        ));
+    let limit = Duration::from_millis(options.max_blackout_ms);
+    let state = State::of(view, &now);
+    let cost = format!("a freeze now costs {}", said(&now));
+    if now.blackout() <= limit {
+        return if state == State::Falling && worthwhile(view, &now) {
+            Decision::Another(format!(
+                "{cost}; that is short enough, but a short round makes it shorter"
+            ))
+        } else {
+            Decision::Freeze(format!(
+                "{cost}, within the {} ms that are wished",
+                limit.as_millis()
+            ))
+        };
     }
-    let before = predict(&view.rounds[..view.rounds.len() - 1], view.fixed);
-    if before.is_some_and(|before| now.as_secs_f64() > 0.9 * before.as_secs_f64()) {
-        return Decision::Freeze(format!("predicted blackout {ms} ms does not fall any more"));
+    let above = format!("{cost}, above the {} ms that are wished", limit.as_millis());
+    match state {
+        State::Falling => Decision::Another(above),
+        State::Stalled => diverged(
+            view,
+            &now,
+            format!("{above}, and it does not fall any more"),
+            true,
+        ),
+        State::LastRound => {
+            let why = format!("{above}, after the last of {} rounds", view.rounds.len());
+            diverged(view, &now, why, false)
+        }
+        State::LastMinute => {
+            let why = format!("{above}, and another round would not end within --timeout");
+            diverged(view, &now, why, false)
+        }
     }
-    if view.rounds.len() as u64 >= u64::from(view.options.max_rounds) {
-        return Decision::Freeze(format!(
-            "predicted blackout {ms} ms after the last of {} rounds",
-            view.rounds.len()
-        ));
-    }
-    Decision::Another(format!(
-        "predicted blackout {ms} ms is above {} ms",
-        limit.as_millis()
-    ))
 }
 
-/// The blackout to expect when the container is frozen after these rounds; none before the first.
-pub fn predict(rounds: &[Round], fixed: Duration) -> Option<Duration> {
-    let last = rounds.last()?;
-    let rate = Bytes(last.sent.0 * PAGE_SIZE).per(last.duration);
-    let residual = residual(rounds);
-    let copy = rate
-        .and_then(|r| r.time_for(residual))
-        .unwrap_or(Duration::ZERO);
-    Some(fixed + copy)
+/// Whether another round makes sense at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The prediction still falls, or there is only one.
+    Falling,
+    /// It does not fall any more.
+    Stalled,
+    /// There are no rounds left.
+    LastRound,
+    /// There is no time left for one.
+    LastMinute,
 }
 
-fn residual(rounds: &[Round]) -> Bytes {
-    let last = rounds[rounds.len() - 1];
-    let sent = last.sent.bytes();
-    // Round 0 sends everything and tells nothing of the dirty rate: expect the worst, all of it again.
-    let Some(before) = rounds.len().checked_sub(2).map(|i| rounds[i]) else {
-        return sent;
-    };
-    let scale = last.duration.as_secs_f64() / before.duration.as_secs_f64().max(1e-6);
-    let scaled = sent.0 as f64 * scale;
-    // Never expect more than all pages there are.
-    Bytes((scaled as u64).min(last.scanned.bytes().0.max(sent.0)))
+impl State {
+    fn of(view: &View<'_>, now: &Forecast) -> Self {
+        let time = Duration::from_millis(view.options.timeout_ms);
+        let next = now.scan.saturating_add(now.copy);
+        let before = forecast(&view.rounds[..view.rounds.len() - 1], view.fixed);
+        if view.rounds.len() as u64 >= u64::from(view.options.max_rounds) {
+            Self::LastRound
+        } else if view.elapsed.saturating_add(next) > time {
+            Self::LastMinute
+        } else if before.is_some_and(|before| {
+            now.blackout().as_secs_f64() > 0.9 * before.blackout().as_secs_f64()
+        }) {
+            Self::Stalled
+        } else {
+            Self::Falling
+        }
+    }
+}
+
+/// Whether a blackout that is short enough is worth another round.
+fn worthwhile(view: &View<'_>, now: &Forecast) -> bool {
+    let next = now.scan.saturating_add(now.copy);
+    let time = Duration::from_millis(view.options.timeout_ms);
+    now.pages_matter()
+        && !now.dirties_fast()
+        && next <= SHORT_ROUND
+        && view.elapsed.saturating_add(next) <= time / 2
+}
+
+/// Memory does not converge. `more`: there is room for another round.
+fn diverged(view: &View<'_>, now: &Forecast, why: String, more: bool) -> Decision {
+    let fixed = "nearly all of it is the fixed cost, which fewer dirty pages do not lower";
+    match view.options.on_no_convergence {
+        OnNoConvergence::Abort => Decision::GiveUp(format!(
+            "{why}; raise --max-blackout, or choose another --on-no-convergence"
+        )),
+        _ if !now.pages_matter() => Decision::Freeze(format!("{why}; {fixed}")),
+        OnNoConvergence::StopCopy => Decision::Freeze(why),
+        OnNoConvergence::PostCopy => Decision::PostCopy(why),
+        OnNoConvergence::Throttle => throttle(view.throttle, why, more),
+    }
+}
+
+fn throttle(now: Throttle, why: String, more: bool) -> Decision {
+    let lower = |share: u32| STEPS.into_iter().find(|&step| step < share);
+    match now {
+        _ if !more => Decision::Freeze(why),
+        Throttle::Impossible => Decision::Freeze(format!(
+            "{why}, and this host cannot slow it down: its cgroups have no cpu controller"
+        )),
+        Throttle::Off => Decision::Throttle(STEPS[0], why),
+        Throttle::At(share) => match lower(share) {
+            Some(step) => Decision::Throttle(step, why),
+            None => Decision::Freeze(format!("{why}, although it is slowed down to {share} %")),
+        },
+    }
+}
+
+/// `123 ms (62 fixed, 1 to find and 60 to send 4000 pages)`.
+fn said(now: &Forecast) -> String {
+    format!(
+        "{} ms ({} fixed, {} to find and {} to send {} pages)",
+        now.blackout().as_millis(),
+        now.fixed.as_millis(),
+        now.scan.as_millis(),
+        now.copy.as_millis(),
+        now.residual
+    )
 }
 
 #[cfg(test)]
-mod test {
-    use super::*;
-    use crate::model::Pages;
-
-    fn round(number: u32, ms: u64, sent: u64) -> Round {
-        Round {
-            number,
-            duration: Duration::from_millis(ms),
-            scanned: Pages(100_000),
-            sent: Pages(sent),
-            wire: Bytes(0),
-            dirty: None,
-            dirty_rate: None,
-            predicted_blackout: None,
-        }
-    }
-
-    fn view<'a>(rounds: &'a [Round], options: &'a MigrationOptions) -> View<'a> {
-        View {
-            rounds,
-            options,
-            can_precopy: true,
-            fixed: Duration::from_millis(60),
-            elapsed: Duration::from_secs(1),
-        }
-    }
-
-    #[test]
-    fn the_first_decision_is_a_round() {
-        let options = MigrationOptions::default();
-        assert!(matches!(decide(&view(&[], &options)), Decision::Another(_)));
-    }
-
-    #[test]
-    fn a_quiet_container_is_frozen_after_two_rounds() {
-        let options = MigrationOptions::default();
-        let rounds = [round(0, 1000, 100_000), round(1, 20, 100)];
-        assert!(matches!(
-            decide(&view(&rounds[..1], &options)),
-            Decision::Another(_)
-        ));
-        assert!(matches!(
-            decide(&view(&rounds, &options)),
-            Decision::Freeze(_)
-        ));
-    }
-
-    #[test]
-    fn a_container_that_dirties_as_fast_as_we_copy_is_frozen_without_more_rounds() {
-        let options = MigrationOptions::default();
-        let rounds = [
-            round(0, 1000, 100_000),
-            round(1, 1000, 99_000),
-            round(2, 1000, 98_000),
-        ];
-        let Decision::Freeze(why) = decide(&view(&rounds, &options)) else {
-            panic!("another round")
-        };
-        assert!(why.contains("does not fall"), "{why}");
-    }
-
-    #[test]
-    fn the_limits_of_time_and_rounds_hold() {
-        let options = MigrationOptions {
-            max_rounds: 2,
-            ..MigrationOptions::default()
-        };
-        let rounds = [round(0, 4000, 100_000), round(1, 2000, 60_000)];
-        assert!(matches!(
-            decide(&view(&rounds, &options)),
-            Decision::Freeze(_)
-        ));
-        let late = View {
-            elapsed: Duration::from_secs(31),
-            ..view(&rounds, &options)
-        };
-        assert!(matches!(decide(&late), Decision::GiveUp(_)));
-    }
-
-    #[test]
-    fn without_a_tracker_everything_is_copied_in_the_blackout() {
-        let options = MigrationOptions::default();
-        let none = View {
-            can_precopy: false,
-            ..view(&[], &options)
-        };
-        assert!(matches!(decide(&none), Decision::Freeze(_)));
-        let unwished = MigrationOptions {
-            max_rounds: 0,
-            ..options
-        };
-        assert!(matches!(decide(&view(&[], &unwished)), Decision::Freeze(_)));
-    }
-
-    #[test]
-    fn an_instant_round_divides_by_nothing() {
-        let rounds = [round(0, 0, 0), round(1, 0, 0)];
-        assert_eq!(
-            predict(&rounds, Duration::from_millis(60)),
-            Some(Duration::from_millis(60))
-        );
-    }
-}
+mod test;

@@ -133,6 +133,9 @@ pub struct Progress {
     pub rate: Option<Rate>,
     /// What the policy expects of the blackout, once there is something to expect it from.
     pub predicted_blackout: Option<Duration>,
+    /// The share of its processor time that the container is slowed down to, in percent, where it is.
+    #[serde(default)]
+    pub throttled: Option<u32>,
     /// Time to the end, as far as it can be told.
     pub eta: Option<Duration>,
 }

@@ -160,6 +160,7 @@ async fn restore<D: Destination>(
     let arriving = blocking(Phase::Preflight, move || host.reserve(&offer)).await?;
     let reserved = Message::Reserved {
         needs_image: arriving.needs_image(),
+        restore: arriving.way(),
         findings: Vec::new(),
     };
     if let Err(error) = job.link.say(&reserved, Phase::Preflight).await {

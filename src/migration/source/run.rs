@@ -11,10 +11,11 @@ use super::super::link::{Link, Outbox};
 use super::super::message::{Message, NEWEST_VERSION, OLDEST_VERSION, Purpose};
 use super::super::movable::{Held, Movable};
 use super::super::observe::Timeline;
+use super::precopy::Running;
 use super::{Ended, Job, Services};
 use crate::model::{
     Bytes, Finding, MigrationId, MigrationOptions, MigrationReport, Name, Outcome, Pages, Phase,
-    Progress, Rate, Side,
+    Progress, Rate, RestoreChoice, Side,
 };
 
 /// How long a destination may take to remove what it had of a container that stayed.
@@ -31,6 +32,10 @@ pub(super) struct Run {
     pub(super) pages: Pages,
     pub(super) memory: Bytes,
     pub(super) predicted: Option<Duration>,
+    /// The share of its processor time that the container is slowed down to, in percent.
+    pub(super) throttled: Option<u32>,
+    /// How its memory will come back at the destination.
+    pub(super) restore: RestoreChoice,
     /// When the destination was told that the container is frozen.
     pub(super) frozen_said: Instant,
 }
@@ -62,6 +67,8 @@ pub async fn run<C: Movable>(job: Job<C>) -> Ended<Handed<C>> {
         pages,
         memory,
         predicted: None,
+        throttled: None,
+        restore: RestoreChoice::Eager,
         frozen_said: Instant::now(),
     };
     match run.until_handover(container).await {
@@ -119,9 +126,9 @@ impl Run {
         self.enter(Phase::Storage).await?;
         let container = self.storage(container, needs_image).await?;
         self.enter(Phase::Memory).await?;
-        let container = self.memory(container).await?;
+        let running = self.memory(container).await?;
         self.enter(Phase::Freeze).await?;
-        let held = self.freeze(container).await?;
+        let held = self.freeze(running).await?;
         self.blackout::<C>(held).await
     }
 
@@ -144,7 +151,14 @@ impl Run {
         offer.options = self.services.options.clone();
         self.say(&Message::Offer(Box::new(offer))).await?;
         match self.hear(None).await? {
-            Message::Reserved { needs_image, .. } => Ok((container, needs_image)),
+            Message::Reserved {
+                needs_image,
+                restore,
+                ..
+            } => {
+                self.restore = restore;
+                Ok((container, needs_image))
+            }
             Message::Refusal { findings } => Err(MigrationError::Refused { findings }),
             other => Err(MigrationError::unexpected(&other, Phase::Preflight)),
         }
@@ -170,9 +184,9 @@ impl Run {
     }
 
     /// On success the container is frozen and its network gate closed; on failure it runs as before.
-    async fn freeze<C: Movable>(&mut self, container: C) -> Result<C::Held, MigrationError> {
+    async fn freeze<C: Movable>(&mut self, running: Running<C>) -> Result<C::Held, MigrationError> {
         self.timeline.frozen_at = Some(Instant::now());
-        blocking(Phase::Freeze, move || container.freeze()).await
+        blocking(Phase::Freeze, move || running.freeze()).await
     }
 
     /// It runs here. Says so to the destination and to the journal.
@@ -322,6 +336,7 @@ impl Run {
             wire: written,
             rate,
             predicted_blackout: self.predicted,
+            throttled: self.throttled.filter(|_| phase == Phase::Memory),
             eta: rate.and_then(|r| r.time_for(left)),
         });
     }
