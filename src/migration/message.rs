@@ -141,15 +141,9 @@ impl ToldStep {
     /// nothing that a terminal would obey. `since`: from the freeze until the message it counts from was sent.
     pub fn hear(told: Vec<Self>, since: Duration) -> Vec<Span> {
         let time = |micros: u64| Duration::from_micros(micros).min(LONGEST_STEP);
-        let plain = |c: char| if c.is_control() { '?' } else { c };
         let heard = told.into_iter().take(Spans::MOST).map(|step| Span {
             side: Side::Destination,
-            name: step
-                .name
-                .chars()
-                .take(Spans::LONGEST_NAME)
-                .map(plain)
-                .collect(),
+            name: Spans::plain(&step.name),
             begin: since.saturating_add(time(step.begin_micros)),
             length: time(step.length_micros),
         });

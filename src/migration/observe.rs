@@ -91,7 +91,7 @@ impl Timeline {
         let Some(frozen) = self.frozen_at else { return };
         let spans = steps.into_iter().take(Spans::MOST).map(|step| Span {
             side: Side::Source,
-            name: step.name,
+            name: Spans::plain(&step.name),
             begin: step.begin.saturating_duration_since(frozen),
             length: step.length,
         });

@@ -68,7 +68,7 @@ impl Spans {
     pub fn begin(&self, name: &str) -> OpenStep {
         OpenStep {
             spans: self.clone(),
-            name: name.chars().take(Self::LONGEST_NAME).collect(),
+            name: Self::plain(name),
             begin: (self.clock)(),
         }
     }
@@ -79,6 +79,12 @@ impl Spans {
         if steps.len() < Self::MOST {
             steps.push(step);
         }
+    }
+
+    /// A name as a report has it: short, and nothing that a terminal would obey.
+    pub fn plain(name: &str) -> String {
+        let plain = |c: char| if c.is_control() { '?' } else { c };
+        name.chars().take(Self::LONGEST_NAME).map(plain).collect()
     }
 
     /// What was noted since it was taken last.

@@ -8,7 +8,7 @@ mod world;
 use std::time::Duration;
 
 use godwit::migration::{Entry, JournalState};
-use godwit::model::{Outcome, Phase, Side};
+use godwit::model::{OnNoConvergence, Outcome, Phase, RestoreChoice, Side, Spans};
 use world::{Copy, Fault, World};
 
 const SIDES: [Side; 2] = [Side::Source, Side::Destination];
@@ -150,6 +150,120 @@ async fn a_container_that_never_ran_at_the_destination_goes_on_at_the_source() {
     assert!(matches!(outcome, Outcome::StayedHere { .. }), "{outcome:?}");
     world.settled().await;
     assert_eq!(world.copies(), (Copy::Running, Copy::Gone));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_does_not_converge_is_slowed_down_and_then_frozen_at_its_own_pace() {
+    let world = World::busy(None, OnNoConvergence::Throttle);
+    assert_eq!(world.migrate().await, Some(Outcome::Moved));
+    world.settled().await;
+    let steps = [Some(80), Some(60), Some(40), Some(20), None];
+    assert_eq!(world.throttles(), steps);
+    let report = world.report();
+    let text = report.decisions.join("\n");
+    assert!(text.contains("slow it down to 80 %"), "{text}");
+    assert!(
+        text.contains("freeze: ") && text.contains("slowed down to 20 %"),
+        "{text}"
+    );
+    assert!(
+        report
+            .rounds
+            .iter()
+            .all(|r| r.predicted_blackout.is_some() && r.dirty_rate.is_some())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_was_slowed_down_gets_its_time_back_whatever_fails() {
+    let phases = [Phase::Memory, Phase::Freeze, Phase::Dump, Phase::Restore];
+    let faults = SIDES.into_iter().flat_map(|side| {
+        phases.into_iter().flat_map(move |phase| {
+            [
+                Fault::Error { side, phase },
+                Fault::Cut { side, phase },
+                Fault::Crash { side, phase },
+                Fault::Cancel { phase },
+            ]
+        })
+    });
+    for fault in faults {
+        let world = World::busy(Some(fault), OnNoConvergence::Throttle);
+        let outcome = world.migrate().await;
+        world.settled().await;
+        let throttles = world.throttles();
+        assert!(
+            throttles.contains(&Some(80)),
+            "{fault:?} came too early: {throttles:?}"
+        );
+        assert_eq!(
+            throttles.last(),
+            Some(&None),
+            "{fault:?}: {outcome:?} {throttles:?}"
+        );
+        let copies = world.copies();
+        let one = matches!(
+            copies,
+            (Copy::Running, Copy::None | Copy::Gone) | (Copy::Gone, Copy::Running)
+        );
+        assert!(one, "{fault:?}: {copies:?}");
+        if copies.0 == Copy::Running {
+            second_attempt(&world, &format!("{fault:?}")).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_migration_that_gives_up_leaves_the_container_alone() {
+    for (answer, word) in [
+        (OnNoConvergence::Abort, "does not fall any more"),
+        (OnNoConvergence::PostCopy, "post-copy is not available"),
+    ] {
+        let world = World::busy(None, answer);
+        let Some(Outcome::StayedHere { why, findings }) = world.migrate().await else {
+            panic!("{answer}: it did not stay")
+        };
+        assert!(why.contains(word), "{answer}: {why}");
+        assert_eq!(
+            findings.len(),
+            usize::from(answer == OnNoConvergence::PostCopy)
+        );
+        world.settled().await;
+        assert_eq!(world.copies(), (Copy::Running, Copy::Gone), "{answer}");
+        assert!(world.throttles().is_empty(), "{answer}");
+        assert!(!world.seen().contains("frozen"), "{answer}");
+        second_attempt(&world, &answer.to_string()).await;
+    }
+    let world = World::busy(None, OnNoConvergence::StopCopy);
+    assert_eq!(world.migrate().await, Some(Outcome::Moved));
+    world.settled().await;
+    assert!(world.throttles().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_steps_of_both_sides_are_in_the_report_and_never_too_many() {
+    let world = World::new(None);
+    world.tells(vec!["\u{1b}[2J".to_owned() + &"x".repeat(1000); 500]);
+    assert_eq!(world.migrate().await, Some(Outcome::Moved));
+    world.settled().await;
+    let report = world.report();
+    let of = |side| report.spans.iter().filter(move |span| span.side == side);
+    // The dump's and the changed files'; `Ready`'s and `Running`'s.
+    assert_eq!(of(Side::Source).count(), 2 * Spans::MOST);
+    assert_eq!(of(Side::Destination).count(), 2 * Spans::MOST);
+    for span in &report.spans {
+        assert!(
+            span.name.chars().count() <= Spans::LONGEST_NAME,
+            "{}",
+            span.name
+        );
+        assert!(!span.name.contains('\u{1b}'));
+        assert!(span.begin <= report.total);
+    }
+    assert!(report.spans.is_sorted_by_key(|span| span.begin));
+    assert!(of(Side::Destination).any(|span| span.name == "restore"));
+    assert_eq!(report.restore, RestoreChoice::Eager);
+    assert_eq!(report.tracker, "hash");
 }
 
 /// Every phase on every side with one kind of fault.

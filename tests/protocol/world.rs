@@ -18,9 +18,11 @@ use godwit::migration::{
 };
 use godwit::model::{
     Ability, Bytes, ContainerSpec, CpuFacts, Digest, Finding, Generation, HostFacts, Lease, Limits,
-    Mac, MigrationId, MigrationOptions, Name, Outcome, Pages, Phase, Progress, Side, User,
+    Mac, MigrationId, MigrationOptions, MigrationReport, Name, OnNoConvergence, Outcome, Pages,
+    Phase, Progress, Side, Step, User,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +47,9 @@ pub enum Fault {
     NeverRuns,
 }
 
+/// What a busy container dirties in every round.
+const BUSY: Pages = Pages(100_000_000);
+
 /// What there is of the container on a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Copy {
@@ -65,6 +70,10 @@ struct State {
     two_ran: bool,
     fault: Option<Fault>,
     journals: [Vec<Entry>; 2],
+    busy: bool,
+    throttles: Vec<Option<u32>>,
+    told: Vec<String>,
+    options: MigrationOptions,
     stay_dead: [bool; 2],
 }
 
@@ -74,7 +83,28 @@ impl State {
             Side::Source => self.source = copy,
             Side::Destination => self.destination = copy,
         }
+        if copy == Copy::Running && side == Side::Source {
+            // As the real one does, which sets the limits of its record again.
+            self.slow_down(None);
+        }
         self.two_ran |= self.source == Copy::Running && self.destination == Copy::Running;
+    }
+}
+
+impl State {
+    fn throttled(&self) -> Option<u32> {
+        self.throttles.last().copied().flatten()
+    }
+
+    fn slow_down(&mut self, share: Option<u32>) {
+        if self.throttled() != share {
+            self.throttles.push(share);
+        }
+    }
+
+    /// What goes wrong with the memory of a busy container goes wrong while it is slowed down.
+    fn too_early(&self, phase: Phase) -> bool {
+        phase == Phase::Memory && self.busy && self.throttled().is_none()
     }
 }
 
@@ -112,7 +142,8 @@ impl Inner {
     }
 
     fn fails(&self, side: Side, phase: Phase) -> Result<(), Cause> {
-        if self.state().fault == Some(Fault::Error { side, phase }) {
+        let state = self.state();
+        if state.fault == Some(Fault::Error { side, phase }) && !state.too_early(phase) {
             return Err(format!("{side:?} fails in {phase:?} because the test says so").into());
         }
         Ok(())
@@ -177,6 +208,16 @@ impl Part {
         Ok(())
     }
 
+    /// Far more than a report has room for, where the test says so.
+    fn steps(&self) -> Vec<Step> {
+        let step = |name: &String| Step {
+            name: name.clone(),
+            begin: Instant::now(),
+            length: Duration::from_millis(1),
+        };
+        self.inner.state().told.iter().map(step).collect()
+    }
+
     fn see(&self, what: impl Into<String>) {
         self.inner.state().seen.push(what.into());
     }
@@ -226,6 +267,22 @@ impl Movable for Container {
     fn round(&mut self, number: u32, outbox: &Outbox) -> Result<RoundStats, Cause> {
         self.0.inner.fails(Side::Source, Phase::Memory)?;
         outbox.send(Kind::Pages, format!("round:{number}").into_bytes())?;
+        let (busy, throttled) = {
+            let state = self.0.inner.state();
+            (state.busy, state.throttled())
+        };
+        if busy {
+            if throttled.is_some() {
+                let (runtime, trap) = (Handle::current(), Trap(self.0.inner.clone()));
+                runtime.block_on(trap.reached(Side::Source, Phase::Memory));
+                runtime.block_on(trap.reached(Side::Destination, Phase::Memory));
+            }
+            std::thread::sleep(Duration::from_millis(15));
+            return Ok(RoundStats {
+                scanned: BUSY,
+                sent: BUSY,
+            });
+        }
         // Slow enough that the policy wishes another round.
         std::thread::sleep(Duration::from_millis(if number == 0 { 15 } else { 0 }));
         let sent = if number == 0 { 100_000_000 } else { 1 };
@@ -235,11 +292,21 @@ impl Movable for Container {
         })
     }
 
+    fn dirty_now(&mut self) -> Option<Pages> {
+        self.0.inner.state().busy.then_some(BUSY)
+    }
+
+    fn throttle(&mut self, percent: Option<u32>) -> Result<bool, Cause> {
+        self.0.live()?.slow_down(percent);
+        Ok(true)
+    }
+
     fn fixed_blackout(&self) -> Duration {
         Duration::from_millis(50)
     }
 
     fn freeze(self) -> Result<Frozen, Cause> {
+        assert_eq!(self.0.inner.state().throttled(), None, "CRIU would wait");
         self.0.inner.fails(Side::Source, Phase::Freeze)?;
         self.0.set(Copy::Frozen)?;
         self.0.live()?.gate = false;
@@ -286,6 +353,10 @@ impl Held for Frozen {
     fn send_changes(&mut self, outbox: &Outbox) -> Result<(), Cause> {
         self.part().inner.fails(Side::Source, Phase::Residual)?;
         Ok(outbox.send(Kind::Storage, b"changes".to_vec())?)
+    }
+
+    fn steps(&mut self) -> Vec<Step> {
+        self.part().steps()
     }
 
     fn resume(mut self) -> Result<(), Cause> {
@@ -420,6 +491,10 @@ impl Restored for Restoree {
         Ok(Instant::now())
     }
 
+    fn steps(&mut self) -> Vec<Step> {
+        self.0.steps()
+    }
+
     fn settle(self) -> Result<(), Cause> {
         self.0.inner.fails(Side::Destination, Phase::Settle)
     }
@@ -473,7 +548,10 @@ struct Trap(Arc<Inner>);
 impl Hook for Trap {
     fn reached(&self, side: Side, phase: Phase) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
-            let fault = self.0.state().fault;
+            let fault = {
+                let state = self.0.state();
+                state.fault.filter(|_| !state.too_early(phase))
+            };
             match fault {
                 Some(Fault::Cut { side: s, phase: p }) if (s, p) == (side, phase) => {
                     self.0.state().fault = None;
@@ -585,6 +663,13 @@ impl World {
             two_ran: false,
             fault,
             journals: [Vec::new(), Vec::new()],
+            busy: false,
+            throttles: Vec::new(),
+            told: Vec::new(),
+            options: MigrationOptions {
+                max_blackout_ms: 60,
+                ..MigrationOptions::default()
+            },
             stay_dead: [false; 2],
         };
         let inner = Inner {
@@ -600,6 +685,37 @@ impl World {
         Self {
             inner: Arc::new(inner),
         }
+    }
+
+    /// A container that dirties its memory as fast as it is copied.
+    pub fn busy(fault: Option<Fault>, on_no_convergence: OnNoConvergence) -> Self {
+        let world = Self::new(fault);
+        {
+            let mut state = world.inner.state();
+            state.busy = true;
+            state.options.max_rounds = 50;
+            state.options.on_no_convergence = on_no_convergence;
+        }
+        world
+    }
+
+    /// Both sides tell of these steps whenever they are asked.
+    pub fn tells(&self, steps: Vec<String>) {
+        self.inner.state().told = steps;
+    }
+
+    /// To what share the container was slowed down, one after the other.
+    pub fn throttles(&self) -> Vec<Option<u32>> {
+        self.inner.state().throttles.clone()
+    }
+
+    /// The report of the last migration.
+    pub fn report(&self) -> MigrationReport {
+        let entries = self.entries(Side::Source);
+        entries
+            .last()
+            .and_then(|e| e.report.clone())
+            .expect("a report")
     }
 
     /// One migration from begin to end; none when the source's daemon died in it.
@@ -700,6 +816,7 @@ impl World {
     pub fn heal(&self) {
         let mut state = self.inner.state();
         state.fault = None;
+        state.busy = false;
         state.destination = Copy::None;
     }
 
@@ -750,10 +867,7 @@ async fn leave(
     };
     let world = concluding(&part);
     let services = Services {
-        options: MigrationOptions {
-            max_blackout_ms: 60,
-            ..MigrationOptions::default()
-        },
+        options: inner.state().options.clone(),
         cancel: cancel.clone(),
         journal: world.journal.clone(),
         observer: Arc::new(|_: Progress| {}),
