@@ -18,10 +18,10 @@ use godwit::criu::{
     Session, Spawn, Verdict,
 };
 use godwit::memory::{
-    Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, RoundStats,
+    Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, Pool, RoundStats,
     Sender, Sent, SentPages, Served, Target, Tracker, link_images, write_images,
 };
-use godwit::model::{Bytes, Pages};
+use godwit::model::{Bytes, Compress, Pages};
 use godwit::sys::before_exec::{BeforeExec, before_exec};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -218,14 +218,15 @@ fn round(
     tracker: &mut HashTracker,
     targets: &[Target],
     store: &PageStore,
-    level: i32,
+    compress: Compress,
 ) -> (RoundStats, Sent) {
     let mut decoder = Decoder::new().unwrap();
     let mut out = |frame: Vec<u8>| {
-        store.apply(&decoder.decode(&frame).unwrap()).unwrap();
+        store.take(&mut decoder, &frame).unwrap();
         Ok(())
     };
-    let mut sender = Sender::new(level, &mut out).unwrap();
+    let pool = Pool::new(compress).unwrap();
+    let mut sender = Sender::new(&pool, &mut out);
     let stats = tracker.round(targets, &mut sender).unwrap();
     (stats, sender.sent())
 }
@@ -252,10 +253,11 @@ fn dump(
         let serving = scope.spawn(move || {
             let mut decoder = Decoder::new().unwrap();
             let mut out = |frame: Vec<u8>| {
-                store.apply(&decoder.decode(&frame).unwrap()).unwrap();
+                store.take(&mut decoder, &frame).unwrap();
                 Ok(())
             };
-            let mut sender = Sender::new(1, &mut out).unwrap();
+            let pool = Pool::new(Compress::Level(1)).unwrap();
+            let mut sender = Sender::new(&pool, &mut out);
             let served = server.serve(&mut DumpSink::new(&mut sender, known, false));
             (served, sender.sent())
         });
@@ -404,7 +406,12 @@ fn after_rounds_the_final_dump_sends_only_what_has_changed() {
     let mut tracker = HashTracker::new();
     for number in 0..3 {
         let begin = Instant::now();
-        let (stats, sent) = round(&mut tracker, &workload.targets(), &store, 1);
+        let (stats, sent) = round(
+            &mut tracker,
+            &workload.targets(),
+            &store,
+            Compress::Level(1),
+        );
         println!("round {number}: {:?} {stats:?} {sent:?}", begin.elapsed());
         match number {
             0 => assert!(sent.pages > Pages(2 * 64 * 256 * 15 / 16)),
@@ -452,7 +459,8 @@ fn a_page_lost_on_the_way_is_noticed_before_anything_is_restored() {
     // The source believes that a round was sent of which nothing arrived.
     let mut tracker = HashTracker::new();
     let mut lost = |_: Vec<u8>| Ok(());
-    let mut sender = Sender::new(0, &mut lost).unwrap();
+    let pool = Pool::new(Compress::None).unwrap();
+    let mut sender = Sender::new(&pool, &mut lost);
     tracker.round(&workload.targets(), &mut sender).unwrap();
     let mut request = DumpRequest::new(workload.root, images.path());
     request.leave = Leave::Running;
@@ -462,11 +470,12 @@ fn a_page_lost_on_the_way_is_noticed_before_anything_is_restored() {
     thread::scope(|scope| {
         let serving = scope.spawn(|| {
             let mut decoder = Decoder::new().unwrap();
-            let mut out = |frame: Vec<u8>| match store.apply(&decoder.decode(&frame).unwrap()) {
+            let mut out = |frame: Vec<u8>| match store.take(&mut decoder, &frame) {
                 Ok(()) => Ok(()),
                 Err(error) => Err(std::io::Error::other(error)),
             };
-            let mut sender = Sender::new(0, &mut out).unwrap();
+            let pool = Pool::new(Compress::None).unwrap();
+            let mut sender = Sender::new(&pool, &mut out);
             server.serve(&mut DumpSink::new(&mut sender, tracker.sent(), false))
         });
         let result = Session::start(&criu, spawn)
@@ -776,7 +785,8 @@ fn a_canceller_ends_a_dump_and_the_tasks_run_on() {
                 stopper.stop();
                 Ok(())
             };
-            let mut sender = Sender::new(0, &mut out).unwrap();
+            let pool = Pool::new(Compress::None).unwrap();
+            let mut sender = Sender::new(&pool, &mut out);
             let nothing = SentPages::default();
             server.serve(&mut DumpSink::new(&mut sender, &nothing, false))
         });

@@ -9,7 +9,7 @@ use caps::{CapSet, Capability};
 use super::CheckpointError;
 use crate::cgroup::Cgroup;
 use crate::criu::{Criu, CriuError, DumpDone, DumpRequest, Leave, Notify, Session, Spawn, Verdict};
-use crate::memory::{DumpSink, MemoryError, Out, PageServer, Sender, Sent, SentPages};
+use crate::memory::{DumpSink, MemoryError, Out, PageServer, Pool, Sender, Sent, SentPages};
 use crate::model::Pages;
 
 /// What is dumped, and where to.
@@ -42,7 +42,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Dumps a frozen container. Memory goes through `out` as page frames, less what `known` says was sent;
+    /// Dumps a frozen container. Memory goes through `pool` and `out` as page frames, less what `known` says was sent;
     /// the rest into the directory for images. On failure the tasks are in their frozen cgroup as before.
     ///
     /// # Errors
@@ -51,7 +51,7 @@ impl Held {
         criu: &Criu,
         subject: &Subject,
         known: &SentPages,
-        level: i32,
+        pool: &Pool,
         out: &mut Out<'_>,
     ) -> Result<Self, CheckpointError> {
         let memory = |source| CheckpointError::Memory {
@@ -85,7 +85,7 @@ impl Held {
             pages: Pages(0),
             sent: Sent::default(),
         };
-        let mut sender = Sender::new(level, out).map_err(memory)?;
+        let mut sender = Sender::new(pool, out);
         let served = server.serve(&mut DumpSink::new(&mut sender, known, false));
         held.sent = sender.sent();
         // CRIU says why it ended more clearly than its broken connection does; our own failure is the cause

@@ -3,23 +3,32 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::CheckpointError;
 use crate::cgroup::Cgroup;
-use crate::memory::{HashTracker, Out, RoundStats, Sender, SentPages, Target, Tracker};
+use crate::memory::{
+    HashTracker, MemoryError, Out, Pool, RoundStats, Sender, SentPages, Target, Tracker,
+};
+use crate::model::Compress;
 
 /// The rounds of one migration.
 pub struct Precopy {
     tracker: Box<dyn Tracker>,
     cgroup: Cgroup,
+    compress: Compress,
+    /// From the first round on.
+    pool: Option<Arc<Pool>>,
 }
 
 impl Precopy {
     /// Rounds over the processes of a cgroup, by content hashes: right on every kernel.
-    pub fn new(cgroup: Cgroup) -> Self {
+    pub fn new(cgroup: Cgroup, compress: Compress) -> Self {
         Self {
             tracker: Box::new(HashTracker::new()),
             cgroup,
+            compress,
+            pool: None,
         }
     }
 
@@ -27,19 +36,35 @@ impl Precopy {
     ///
     /// # Errors
     /// When the processes cannot be listed, or `out` fails.
-    pub fn round(&mut self, level: i32, out: &mut Out<'_>) -> Result<RoundStats, CheckpointError> {
+    pub fn round(&mut self, out: &mut Out<'_>) -> Result<RoundStats, CheckpointError> {
         let targets = targets(&self.cgroup)?;
-        let memory = |source| CheckpointError::Memory {
-            operation: "sent",
-            source,
+        let pool = self.pool()?;
+        let mut sender = Sender::new(&pool, out);
+        self.tracker.round(&targets, &mut sender).map_err(unsent)
+    }
+
+    /// What packs the pages of the rounds and of the dump.
+    ///
+    /// # Errors
+    /// When its threads cannot be started.
+    pub fn pool(&mut self) -> Result<Arc<Pool>, CheckpointError> {
+        let pool = match self.pool.take() {
+            Some(pool) => pool,
+            None => Arc::new(Pool::new(self.compress).map_err(unsent)?),
         };
-        let mut sender = Sender::new(level, out).map_err(memory)?;
-        self.tracker.round(&targets, &mut sender).map_err(memory)
+        Ok(Arc::clone(self.pool.insert(pool)))
     }
 
     /// What has been sent so far, for the final dump.
     pub fn sent(&self) -> &SentPages {
         self.tracker.sent()
+    }
+}
+
+fn unsent(source: MemoryError) -> CheckpointError {
+    CheckpointError::Memory {
+        operation: "sent",
+        source,
     }
 }
 

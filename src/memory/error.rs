@@ -72,6 +72,16 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// A thread that packs pages could not be started.
+    #[error("cannot start a thread that packs pages")]
+    Worker {
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A thread that packs pages has died; its panic is in the log.
+    #[error("a thread that packs pages has died")]
+    WorkerLost,
     /// A frame could not be handed on.
     #[error("cannot send a page frame")]
     Send {

@@ -1,53 +1,58 @@
 //! Pages between two hosts, as frames of bytes; pure.
 //!
-//! Every frame stands for itself, says how long it is, and is at most [`LONGEST_FRAME`] bytes long. A header,
-//! little endian, and a payload:
+//! Every frame stands for itself and says how long it is. Frames travel in *batches*, one after the other, of at most
+//! [`LONGEST_BATCH`] bytes. A frame is a header, little endian, and a payload:
 //!
 //! ```text
 //!  0  u8   kind            24  u32 flags (lists: 1 = the last of its space; else 0)
 //!  1  u8   type of space   28  u32 length of the payload
-//!  2  u16  0               32  u64 checksum: BLAKE3, its first 8 bytes, of the header before it and the content
+//!  2  u16  0               32  u64 checksum: XXH3 of the content, seeded with the XXH3 of the header before it
 //!  4  u32  count           40  payload
 //!  8  u64  id of space
-//! 16  u64  first address; lists: index of the first entry
+//! 16  u64  first address; lists: index of the first entry; packed: length of the content
 //! ```
 //!
 //! | kind | | count | payload | content under the checksum |
 //! |---|---|---|---|---|
-//! | 1 | raw run | pages | the pages | the pages |
-//! | 2 | zstd run | pages | the pages, compressed | the pages, before compression |
+//! | 1 | pages | pages | the pages | the pages |
+//! | 2 | packed | frames | frames, compressed with zstd | – |
 //! | 3 | zero run | pages | – | – |
 //! | 4 | unchanged run | pages | – | – |
 //! | 5 | list | entries | per entry u64 address, u32 pages, u32 CRIU's flags | the entries |
 //!
-//! The checksum is over what is meant, not over what is sent, so that it tells of a faulty compressor and of a
-//! fault in memory too.
+//! **Integrity.** That nobody between the hosts has touched the bytes is TLS's to say. The checksum is over what is
+//! meant, not over what is sent (a packed frame's is over its header alone, its frames have their own): it tells of a
+//! faulty compressor and of a fault in the memory of either host, for which it need not be a cryptographic one.
 //!
 //! **Order.** A page comes at most once per round. Frames of one round may overtake each other; a round must be
 //! acknowledged as a whole before the next begins, or an old page could replace a new one.
 
 use std::io;
 
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
 use super::MemoryError;
 use super::space::{Entry, PageFlags, Space, is_run};
 use crate::model::PAGE_SIZE;
 
-/// The longest run of pages with bytes, in pages (512 KiB).
+/// The longest run of pages with bytes, and the most pages of a batch (512 KiB).
 pub const RUN_PAGES: u64 = 128;
 /// The longest run of zero or unchanged pages, in pages.
 pub const MARK_PAGES: u64 = 1 << 16;
 /// The longest list, in entries.
 pub const LIST_ENTRIES: usize = 8192;
+/// The most frames of a batch.
+pub const BATCH_FRAMES: usize = 512;
 /// The length of the header.
 pub const HEADER: usize = 40;
-/// The longest frame, in bytes.
-pub const LONGEST_FRAME: usize = HEADER + RUN_BYTES;
+/// The longest batch, in bytes.
+pub const LONGEST_BATCH: usize = RUN_BYTES + BATCH_FRAMES * HEADER;
 
 const RUN_BYTES: usize = (RUN_PAGES * PAGE_SIZE) as usize;
 const ENTRY: usize = 16;
 const LAST: u32 = 1;
-const RAW: u8 = 1;
-const ZSTD: u8 = 2;
+const PAGES: u8 = 1;
+const PACKED: u8 = 2;
 const ZERO: u8 = 3;
 const UNCHANGED: u8 = 4;
 const LIST: u8 = 5;
@@ -95,91 +100,63 @@ pub enum Frame<'a> {
     },
 }
 
-/// Makes frames.
-pub struct Encoder {
-    compressor: Option<zstd::bulk::Compressor<'static>>,
-    compressed: Vec<u8>,
+/// Completes a frame of pages whose bytes are in place behind the room for its header: at most [`RUN_PAGES`].
+pub fn seal_pages(frame: &mut [u8], space: Space, vaddr: u64) {
+    let (header, bytes) = frame.split_at_mut(HEADER);
+    debug_assert!(bytes.len() <= RUN_BYTES && bytes.len().is_multiple_of(PAGE_SIZE as usize));
+    let pages = bytes.len() as u64 / PAGE_SIZE;
+    header.copy_from_slice(&Header::new(PAGES, space, pages, vaddr, 0, bytes.len()).seal(bytes));
 }
 
-impl std::fmt::Debug for Encoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Encoder").finish_non_exhaustive()
-    }
+/// A frame of zero pages, at most [`MARK_PAGES`].
+pub fn zero(space: Space, vaddr: u64, pages: u64) -> [u8; HEADER] {
+    Header::new(ZERO, space, pages, vaddr, 0, 0).seal(&[])
 }
 
-impl Encoder {
-    /// An encoder that compresses with zstd at `level`, or not at all at level 0. Levels below 0 are faster
-    /// than 1.
-    pub fn new(level: i32) -> Result<Self, MemoryError> {
-        let compressor = (level != 0).then(|| zstd::bulk::Compressor::new(level));
-        let compressor = compressor.transpose().map_err(compress_error(0))?;
-        Ok(Self {
-            compressed: vec![0; if compressor.is_some() { RUN_BYTES } else { 0 }],
-            compressor,
-        })
-    }
+/// A frame of unchanged pages, at most [`MARK_PAGES`].
+pub fn unchanged(space: Space, vaddr: u64, pages: u64) -> [u8; HEADER] {
+    Header::new(UNCHANGED, space, pages, vaddr, 0, 0).seal(&[])
+}
 
-    /// A frame of pages: at most [`RUN_PAGES`], their bytes a whole number of pages.
-    pub fn pages(
-        &mut self,
-        space: Space,
-        vaddr: u64,
-        bytes: &[u8],
-    ) -> Result<Vec<u8>, MemoryError> {
-        debug_assert!(bytes.len() <= RUN_BYTES && bytes.len().is_multiple_of(PAGE_SIZE as usize));
-        let length = self.compress(bytes)?;
-        let (kind, payload) = match length {
-            Some(length) => (ZSTD, &self.compressed[..length]),
-            None => (RAW, bytes),
-        };
-        let count = bytes.len() as u64 / PAGE_SIZE;
-        let header = Header::new(kind, space, count, vaddr, 0, payload.len());
-        Ok(header.frame(payload, bytes))
-    }
+/// The header of a frame whose payload of this length is so many frames, compressed from `content` bytes.
+pub fn packed(frames: usize, content: usize, length: usize) -> [u8; HEADER] {
+    debug_assert!(frames <= BATCH_FRAMES && content <= LONGEST_BATCH);
+    let header = Header {
+        kind: PACKED,
+        space_type: 0,
+        count: frames as u32,
+        space_id: 0,
+        first: content as u64,
+        flags: 0,
+        length: length as u32,
+        checksum: 0,
+    };
+    header.seal(&[])
+}
 
-    /// A frame of zero pages, at most [`MARK_PAGES`].
-    pub fn zero(&self, space: Space, vaddr: u64, pages: u64) -> Vec<u8> {
-        Header::new(ZERO, space, pages, vaddr, 0, 0).frame(&[], &[])
+/// The frames of a space's whole list, each a batch of its own; one at least.
+pub fn list(space: Space, entries: &[Entry]) -> Vec<Vec<u8>> {
+    let mut parts: Vec<&[Entry]> = entries.chunks(LIST_ENTRIES).collect();
+    if parts.is_empty() {
+        parts.push(&[]);
     }
-
-    /// A frame of unchanged pages, at most [`MARK_PAGES`].
-    pub fn unchanged(&self, space: Space, vaddr: u64, pages: u64) -> Vec<u8> {
-        Header::new(UNCHANGED, space, pages, vaddr, 0, 0).frame(&[], &[])
-    }
-
-    /// The frames of a space's whole list; one at least.
-    pub fn list(&self, space: Space, entries: &[Entry]) -> Vec<Vec<u8>> {
-        let mut parts: Vec<&[Entry]> = entries.chunks(LIST_ENTRIES).collect();
-        if parts.is_empty() {
-            parts.push(&[]);
+    let end = parts.len() - 1;
+    let frame = |(number, part): (usize, &&[Entry])| {
+        let mut frame = vec![0; HEADER];
+        for entry in *part {
+            frame.extend(entry.vaddr.to_le_bytes());
+            frame.extend(entry.pages.to_le_bytes());
+            frame.extend(entry.flags.bits().to_le_bytes());
         }
-        let end = parts.len() - 1;
-        let frame = |(number, part): (usize, &&[Entry])| {
-            let mut payload = Vec::with_capacity(part.len() * ENTRY);
-            for entry in *part {
-                payload.extend(entry.vaddr.to_le_bytes());
-                payload.extend(entry.pages.to_le_bytes());
-                payload.extend(entry.flags.bits().to_le_bytes());
-            }
-            let first = (number * LIST_ENTRIES) as u64;
-            let flags = if number == end { LAST } else { 0 };
-            let count = part.len() as u64;
-            Header::new(LIST, space, count, first, flags, payload.len()).frame(&payload, &payload)
-        };
-        parts.iter().enumerate().map(frame).collect()
-    }
-
-    /// Compresses `bytes` into `self.compressed`, where that is worth while.
-    fn compress(&mut self, bytes: &[u8]) -> Result<Option<usize>, MemoryError> {
-        let Some(compressor) = &mut self.compressor else {
-            return Ok(None);
-        };
-        // Less than an eighth saved is not worth the work at the other end. A buffer that is too small for
-        // what comes out is how the compressor says so.
-        let worth = bytes.len() - bytes.len() / 8;
-        let target = &mut self.compressed[..worth];
-        Ok(compressor.compress_to_buffer(bytes, target).ok())
-    }
+        let first = (number * LIST_ENTRIES) as u64;
+        let flags = if number == end { LAST } else { 0 };
+        let (header, payload) = frame.split_at_mut(HEADER);
+        let count = part.len() as u64;
+        let sealed = Header::new(LIST, space, count, first, flags, payload.len()).seal(payload);
+        header.copy_from_slice(&sealed);
+        frame
+    };
+    parts.iter().enumerate().map(frame).collect()
 }
 
 /// Reads frames.
@@ -187,6 +164,9 @@ pub struct Decoder {
     decompressor: zstd::bulk::Decompressor<'static>,
     plain: Vec<u8>,
 }
+
+/// Who is told of every frame of a batch.
+pub type EachFrame<'a> = dyn FnMut(&Frame<'_>) -> Result<(), MemoryError> + 'a;
 
 impl std::fmt::Debug for Decoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -197,59 +177,119 @@ impl std::fmt::Debug for Decoder {
 impl Decoder {
     /// A decoder.
     pub fn new() -> Result<Self, MemoryError> {
+        let failed = |source: io::Error| MemoryError::Compress { length: 0, source };
         Ok(Self {
-            decompressor: zstd::bulk::Decompressor::new().map_err(compress_error(0))?,
-            plain: vec![0; RUN_BYTES],
+            decompressor: zstd::bulk::Decompressor::new().map_err(failed)?,
+            plain: Vec::new(),
         })
     }
 
-    /// Reads one whole frame. Any bytes at all may be given: they are a frame or an error.
-    pub fn decode<'a>(&'a mut self, bytes: &'a [u8]) -> Result<Frame<'a>, MemoryError> {
-        let damaged = |what| MemoryError::Frame {
-            length: bytes.len(),
-            what,
-        };
-        let (header, payload) = Header::read(bytes).map_err(damaged)?;
-        let space = Space::from_parts(header.space_type, header.space_id);
-        let space = space.ok_or_else(|| damaged("there is no such space"))?;
-        let content = match header.kind {
-            ZSTD => {
-                // The output has exactly the room of the pages that are promised.
-                let plain = &mut self.plain[..header.run_bytes()];
-                match self.decompressor.decompress_to_buffer(payload, plain) {
-                    Ok(length) if length == header.run_bytes() => &self.plain[..length],
-                    _ => return Err(damaged("it does not unpack to its pages")),
-                }
-            }
-            _ => payload,
-        };
-        if header.checksum != header.checksum_of(content) {
-            return Err(damaged("its checksum is wrong"));
+    /// Reads a batch. Any bytes at all may be given: they are frames, or an error after those before it.
+    pub fn decode(&mut self, batch: &[u8], each: &mut EachFrame<'_>) -> Result<(), MemoryError> {
+        if batch.len() > LONGEST_BATCH {
+            return Err(damaged(batch, "it is longer than any batch"));
         }
-        let (vaddr, pages) = (header.first, u64::from(header.count));
-        Ok(match header.kind {
-            RAW | ZSTD => Frame::Pages {
-                space,
-                vaddr,
-                bytes: content,
-            },
-            ZERO => Frame::Zero {
-                space,
-                vaddr,
-                pages,
-            },
-            UNCHANGED => Frame::Unchanged {
-                space,
-                vaddr,
-                pages,
-            },
-            _ => Frame::List {
-                space,
-                first: header.first,
-                entries: entries(content).ok_or_else(|| damaged("an entry of it cannot be"))?,
-                last: header.flags == LAST,
-            },
-        })
+        let mut rest = batch;
+        let mut frames = 0;
+        while !rest.is_empty() {
+            let (header, payload, after) = split(rest)?;
+            rest = after;
+            if header.kind == PACKED {
+                frames += header.count as usize;
+                self.unpack(&header, payload, each)?;
+            } else {
+                frames += 1;
+                each(&meaning(&header, payload)?)?;
+            }
+            if frames > BATCH_FRAMES {
+                return Err(damaged(batch, "it has too many frames"));
+            }
+        }
+        Ok(())
+    }
+
+    fn unpack(
+        &mut self,
+        header: &Header,
+        payload: &[u8],
+        each: &mut EachFrame<'_>,
+    ) -> Result<(), MemoryError> {
+        if header.checksum != header.checksum_of(&[]) {
+            return Err(damaged(payload, "its checksum is wrong"));
+        }
+        // The output has exactly the room of what is promised.
+        let length = header.first as usize;
+        if self.plain.len() < length {
+            self.plain.resize(LONGEST_BATCH, 0);
+        }
+        let plain = &mut self.plain[..length];
+        match self.decompressor.decompress_to_buffer(payload, plain) {
+            Ok(unpacked) if unpacked == length => {}
+            _ => return Err(damaged(payload, "it does not unpack to its frames")),
+        }
+        let mut rest = &self.plain[..length];
+        for _ in 0..header.count {
+            let (header, payload, after) = split(rest)?;
+            rest = after;
+            each(&meaning(&header, payload)?)?;
+        }
+        if rest.is_empty() {
+            Ok(())
+        } else {
+            Err(damaged(payload, "it unpacks to more than its frames"))
+        }
+    }
+}
+
+fn damaged(bytes: &[u8], what: &'static str) -> MemoryError {
+    let length = bytes.len();
+    MemoryError::Frame { length, what }
+}
+
+/// The first frame of these bytes, and what is behind it.
+fn split(bytes: &[u8]) -> Result<(Header, &[u8], &[u8]), MemoryError> {
+    let (fixed, rest) = bytes
+        .split_first_chunk::<HEADER>()
+        .ok_or_else(|| damaged(bytes, "it has no header"))?;
+    let header = Header::read(fixed).map_err(|what| damaged(bytes, what))?;
+    let (payload, after) = rest
+        .split_at_checked(header.length as usize)
+        .ok_or_else(|| damaged(bytes, "its payload is cut short"))?;
+    Ok((header, payload, after))
+}
+
+/// What a frame says that is not packed.
+fn meaning<'a>(header: &Header, payload: &'a [u8]) -> Result<Frame<'a>, MemoryError> {
+    let wrong = |what| damaged(payload, what);
+    let space = Space::from_parts(header.space_type, header.space_id);
+    let space = space.ok_or_else(|| wrong("there is no such space"))?;
+    if header.checksum != header.checksum_of(payload) {
+        return Err(wrong("its checksum is wrong"));
+    }
+    let (vaddr, pages) = (header.first, u64::from(header.count));
+    match header.kind {
+        PAGES => Ok(Frame::Pages {
+            space,
+            vaddr,
+            bytes: payload,
+        }),
+        ZERO => Ok(Frame::Zero {
+            space,
+            vaddr,
+            pages,
+        }),
+        UNCHANGED => Ok(Frame::Unchanged {
+            space,
+            vaddr,
+            pages,
+        }),
+        LIST => Ok(Frame::List {
+            space,
+            first: header.first,
+            entries: entries(payload).ok_or_else(|| wrong("an entry of it cannot be"))?,
+            last: header.flags == LAST,
+        }),
+        _ => Err(wrong("it is packed twice")),
     }
 }
 
@@ -296,13 +336,13 @@ impl Header {
         }
     }
 
-    fn frame(mut self, payload: &[u8], content: &[u8]) -> Vec<u8> {
+    /// The header's bytes, its checksum that of `content`.
+    fn seal(mut self, content: &[u8]) -> [u8; HEADER] {
         self.checksum = self.checksum_of(content);
-        let mut frame = Vec::with_capacity(HEADER + payload.len());
-        frame.extend(self.before_checksum());
-        frame.extend(self.checksum.to_le_bytes());
-        frame.extend(payload);
-        frame
+        let mut bytes = [0; HEADER];
+        bytes[..32].copy_from_slice(&self.before_checksum());
+        bytes[32..].copy_from_slice(&self.checksum.to_le_bytes());
+        bytes
     }
 
     fn before_checksum(&self) -> [u8; 32] {
@@ -318,23 +358,11 @@ impl Header {
     }
 
     fn checksum_of(&self, content: &[u8]) -> u64 {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.before_checksum());
-        hasher.update(content);
-        let mut first = [0; 8];
-        first.copy_from_slice(&hasher.finalize().as_bytes()[..8]);
-        u64::from_le_bytes(first)
+        xxh3_64_with_seed(content, xxh3_64(&self.before_checksum()))
     }
 
-    /// The header of a frame and its payload, everything checked that can be checked before the payload is
-    /// looked at.
-    fn read(bytes: &[u8]) -> Result<(Self, &[u8]), &'static str> {
-        if bytes.len() > LONGEST_FRAME {
-            return Err("it is longer than any frame");
-        }
-        let (fixed, payload) = bytes
-            .split_first_chunk::<HEADER>()
-            .ok_or("it has no header")?;
+    /// A header, everything checked that can be checked before its payload is looked at.
+    fn read(fixed: &[u8; HEADER]) -> Result<Self, &'static str> {
         let word = |at: usize| {
             u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]])
         };
@@ -352,18 +380,12 @@ impl Header {
         if fixed[2] != 0 || fixed[3] != 0 {
             return Err("its reserved bytes are not zero");
         }
-        if header.length as usize != payload.len() {
-            return Err("its payload has another length");
-        }
-        let count = u64::from(header.count);
+        let (count, length) = (u64::from(header.count), u64::from(header.length));
         let (most, fitting) = match header.kind {
-            RAW => (RUN_PAGES, payload.len() as u64 == count * PAGE_SIZE),
-            ZSTD => (RUN_PAGES, (payload.len() as u64) < count * PAGE_SIZE),
-            ZERO | UNCHANGED => (MARK_PAGES, payload.is_empty()),
-            LIST => (
-                LIST_ENTRIES as u64,
-                payload.len() == header.count as usize * ENTRY,
-            ),
+            PAGES => (RUN_PAGES, length == count * PAGE_SIZE),
+            PACKED => (BATCH_FRAMES as u64, length < header.first),
+            ZERO | UNCHANGED => (MARK_PAGES, length == 0),
+            LIST => (LIST_ENTRIES as u64, length == count * ENTRY as u64),
             _ => return Err("its kind is not known"),
         };
         if count > most {
@@ -372,23 +394,16 @@ impl Header {
         if !fitting {
             return Err("its payload does not fit its count");
         }
-        if header.kind == LIST {
-            if header.flags > LAST {
-                return Err("its flags are not known");
+        let possible = match header.kind {
+            LIST => header.flags <= LAST,
+            PACKED => {
+                let plain = (header.space_type, header.space_id, header.flags) == (0, 0, 0);
+                plain && header.first <= LONGEST_BATCH as u64
             }
-        } else if header.flags != 0 || !is_run(header.first, count) {
-            return Err("there can be no such run");
-        }
-        Ok((header, payload))
+            _ => header.flags == 0 && is_run(header.first, count),
+        };
+        possible.then_some(header).ok_or("there can be no such run")
     }
-
-    fn run_bytes(&self) -> usize {
-        self.count as usize * PAGE_SIZE as usize
-    }
-}
-
-fn compress_error(length: usize) -> impl FnOnce(io::Error) -> MemoryError {
-    move |source| MemoryError::Compress { length, source }
 }
 
 #[cfg(test)]

@@ -19,8 +19,11 @@ pub mod frame;
 #[cfg(test)]
 mod fuzz;
 mod images;
+mod level;
 mod link;
+mod pack;
 mod page_server;
+mod pool;
 mod presence;
 mod send;
 mod sink;
@@ -30,10 +33,11 @@ mod tracker;
 pub mod wire;
 
 pub use error::MemoryError;
-pub use frame::{Decoder, Encoder, Frame, LONGEST_FRAME};
+pub use frame::{Decoder, Frame, LONGEST_BATCH};
 pub use images::write_images;
 pub use link::{Placed, link_images};
 pub use page_server::{PageServer, PageSink, Served, Stopper};
+pub use pool::Pool;
 pub use send::{Out, Sender, Sent};
 pub use sink::{DumpSink, PreDumpSink, PreDumped};
 pub use space::{Entry, PageFlags, Space};

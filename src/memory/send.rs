@@ -1,14 +1,18 @@
-//! Pages become frames: zeros and what has not changed become marks, the rest runs.
+//! Pages become frames: marks for what has not changed, batches of pages for the pool.
 
 use std::io;
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::time::Instant;
 
 use super::MemoryError;
-use super::frame::{Encoder, MARK_PAGES, RUN_PAGES};
+use super::frame::{self, MARK_PAGES};
+use super::pack::{Batch, Done};
+use super::pool::Pool;
 use super::space::{Entry, Space};
 use super::tracker::Seen;
 use crate::model::{Bytes, PAGE_SIZE, Pages};
 
-/// Where frames go. An error ends the round or the dump that makes them.
+/// Where batches of frames go. An error ends the round or the dump that makes them.
 pub type Out<'a> = dyn FnMut(Vec<u8>) -> io::Result<()> + Send + 'a;
 
 /// What a sender has sent.
@@ -24,14 +28,19 @@ pub struct Sent {
     pub wire: Bytes,
 }
 
-/// Makes frames of pages and hands them on.
+/// Makes frames of the pages of one round, or of the dump, and hands them on.
 ///
-/// Marks are held back until their run ends; [`flush`](Self::flush) ends it.
+/// What was given to it is on its way only after [`flush`](Self::flush), in any order.
 pub struct Sender<'a> {
-    encoder: Encoder,
+    pool: &'a Pool,
     out: &'a mut Out<'a>,
     sent: Sent,
     mark: Option<Mark>,
+    batch: Batch,
+    reply: mpsc::Sender<Result<Done, MemoryError>>,
+    packed: Receiver<Result<Done, MemoryError>>,
+    /// Batches that the pool has.
+    away: usize,
 }
 
 impl std::fmt::Debug for Sender<'_> {
@@ -51,23 +60,29 @@ struct Mark {
 }
 
 impl<'a> Sender<'a> {
-    /// A sender that compresses at a zstd level; 0 is not at all.
-    pub fn new(level: i32, out: &'a mut Out<'a>) -> Result<Self, MemoryError> {
-        Ok(Self {
-            encoder: Encoder::new(level)?,
+    /// A sender for a round, whose pages `pool` packs.
+    pub fn new(pool: &'a Pool, out: &'a mut Out<'a>) -> Self {
+        let (reply, packed) = mpsc::channel();
+        pool.level().begin();
+        Self {
+            batch: pool.batch(),
+            pool,
             out,
             sent: Sent::default(),
             mark: None,
-        })
+            reply,
+            packed,
+            away: 0,
+        }
     }
 
-    /// What has been sent.
+    /// What has been sent; of pages that are on their way only after [`flush`](Self::flush).
     pub fn sent(&self) -> Sent {
         self.sent
     }
 
     /// Sends what of these pages is news, as `seen` finds each; what a page is found to be is told once per page,
-    /// in order.
+    /// in order. Of what is said to have changed, pages that are all zero need not be told apart.
     pub fn pages(
         &mut self,
         space: Space,
@@ -94,28 +109,22 @@ impl<'a> Sender<'a> {
     /// Sends the list of a space's pages.
     pub fn list(&mut self, space: Space, entries: &[Entry]) -> Result<(), MemoryError> {
         self.flush()?;
-        for frame in self.encoder.list(space, entries) {
+        for frame in frame::list(space, entries) {
             self.send(frame)?;
         }
         Ok(())
     }
 
-    /// Sends the mark that is held back.
+    /// Sends what is held back, and waits until everything is handed on.
     pub fn flush(&mut self) -> Result<(), MemoryError> {
-        let Some(mark) = self.mark.take() else {
-            return Ok(());
-        };
-        let frame = match mark.seen {
-            Seen::Zero => {
-                self.sent.zero += Pages(mark.pages);
-                self.encoder.zero(mark.space, mark.vaddr, mark.pages)
-            }
-            _ => {
-                self.sent.unchanged += Pages(mark.pages);
-                self.encoder.unchanged(mark.space, mark.vaddr, mark.pages)
-            }
-        };
-        self.send(frame)
+        self.end_mark()?;
+        if !self.batch.is_empty() {
+            self.dispatch()?;
+        }
+        while self.away > 0 {
+            self.hand_on_next()?;
+        }
+        Ok(())
     }
 
     /// The pages `from..to` of `bytes` go out.
@@ -127,14 +136,13 @@ impl<'a> Sender<'a> {
         from: usize,
         to: usize,
     ) -> Result<(), MemoryError> {
-        let most = RUN_PAGES as usize;
-        for first in (from..to).step_by(most) {
-            let end = to.min(first + most);
-            let part = &bytes[first * PAGE_SIZE as usize..end * PAGE_SIZE as usize];
-            let at = vaddr + first as u64 * PAGE_SIZE;
-            let frame = self.encoder.pages(space, at, part)?;
-            self.sent.pages += Pages((end - first) as u64);
-            self.send(frame)?;
+        let (mut at, end) = (from * PAGE_SIZE as usize, to * PAGE_SIZE as usize);
+        while at < end {
+            let taken = self.batch.take(space, vaddr + at as u64, &bytes[at..end]);
+            if taken == 0 {
+                self.dispatch()?;
+            }
+            at += taken;
         }
         Ok(())
     }
@@ -151,7 +159,7 @@ impl<'a> Sender<'a> {
                 return Ok(());
             }
         }
-        self.flush()?;
+        self.end_mark()?;
         self.mark = Some(Mark {
             seen,
             space,
@@ -161,8 +169,67 @@ impl<'a> Sender<'a> {
         Ok(())
     }
 
-    fn send(&mut self, frame: Vec<u8>) -> Result<(), MemoryError> {
-        self.sent.wire += Bytes(frame.len() as u64);
-        (self.out)(frame).map_err(|source| MemoryError::Send { source })
+    /// The mark that is held back joins the batch.
+    fn end_mark(&mut self) -> Result<(), MemoryError> {
+        let Some(mark) = self.mark.take() else {
+            return Ok(());
+        };
+        let frame = match mark.seen {
+            Seen::Zero => {
+                self.sent.zero += Pages(mark.pages);
+                frame::zero(mark.space, mark.vaddr, mark.pages)
+            }
+            _ => {
+                self.sent.unchanged += Pages(mark.pages);
+                frame::unchanged(mark.space, mark.vaddr, mark.pages)
+            }
+        };
+        if !self.batch.mark(&frame) {
+            self.dispatch()?;
+            self.batch.mark(&frame);
+        }
+        Ok(())
+    }
+
+    /// Gives the batch to the pool, and hands on what comes out of it meanwhile.
+    fn dispatch(&mut self) -> Result<(), MemoryError> {
+        while self.away >= self.pool.most() {
+            self.hand_on_next()?;
+        }
+        let batch = std::mem::replace(&mut self.batch, self.pool.batch());
+        self.pool.pack(batch, self.reply.clone());
+        self.away += 1;
+        loop {
+            match self.packed.try_recv() {
+                Ok(done) => self.hand_on(done)?,
+                Err(TryRecvError::Empty | TryRecvError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    /// Waits for the next batch and hands it on.
+    fn hand_on_next(&mut self) -> Result<(), MemoryError> {
+        let done = self.packed.recv().unwrap_or(Err(MemoryError::WorkerLost));
+        self.hand_on(done)
+    }
+
+    fn hand_on(&mut self, done: Result<Done, MemoryError>) -> Result<(), MemoryError> {
+        self.away -= 1;
+        let done = done?;
+        self.sent.pages += done.pages;
+        self.sent.zero += done.zero;
+        self.send(done.bytes)
+    }
+
+    fn send(&mut self, batch: Vec<u8>) -> Result<(), MemoryError> {
+        let length = batch.len();
+        let begin = Instant::now();
+        let handed = (self.out)(batch);
+        self.pool.level().sent(length, begin.elapsed());
+        self.sent.wire += Bytes(length as u64);
+        handed.map_err(|source| MemoryError::Send { source })
     }
 }
+
+#[cfg(test)]
+mod test;

@@ -207,53 +207,60 @@ impl PageSink for PreDumpSink<'_, '_> {
 #[cfg(test)]
 mod test {
     use super::*;
-    use crate::memory::{Decoder, Frame};
+    use crate::memory::{Decoder, Frame, Pool};
+    use crate::model::Compress;
 
     const PAGE: usize = PAGE_SIZE as usize;
     const ONE: Space = Space::Task(1);
     const TWO: Space = Space::Task(2);
 
+    fn text(frame: &Frame<'_>) -> String {
+        match frame {
+            Frame::Pages {
+                space,
+                vaddr,
+                bytes,
+            } => {
+                format!("{space}: {} pages at {vaddr:#x}", bytes.len() / PAGE)
+            }
+            Frame::List {
+                space,
+                entries,
+                last,
+                ..
+            } => {
+                let run = |e: &Entry| (e.vaddr, e.pages, e.flags.bits());
+                let runs: Vec<_> = entries.iter().map(run).collect();
+                format!("{space}: list {runs:x?} {last}")
+            }
+            Frame::Zero {
+                space,
+                vaddr,
+                pages,
+            } => format!("{space}: {pages} zero at {vaddr:#x}"),
+            Frame::Unchanged {
+                space,
+                vaddr,
+                pages,
+            } => {
+                format!("{space}: {pages} unchanged at {vaddr:#x}")
+            }
+        }
+    }
+
     /// What `act` sends, as text.
     fn sent(act: impl FnOnce(&mut Sender<'_>)) -> Vec<String> {
         let mut said = Vec::new();
         let mut decoder = Decoder::new().unwrap();
-        let mut out = |frame: Vec<u8>| {
-            said.push(match decoder.decode(&frame).unwrap() {
-                Frame::Pages {
-                    space,
-                    vaddr,
-                    bytes,
-                } => {
-                    format!("{space}: {} pages at {vaddr:#x}", bytes.len() / PAGE)
-                }
-                Frame::List {
-                    space,
-                    entries,
-                    last,
-                    ..
-                } => {
-                    let runs: Vec<_> = entries
-                        .iter()
-                        .map(|e| (e.vaddr, e.pages, e.flags.bits()))
-                        .collect();
-                    format!("{space}: list {runs:x?} {last}")
-                }
-                Frame::Zero {
-                    space,
-                    vaddr,
-                    pages,
-                } => format!("{space}: {pages} zero at {vaddr:#x}"),
-                Frame::Unchanged {
-                    space,
-                    vaddr,
-                    pages,
-                } => {
-                    format!("{space}: {pages} unchanged at {vaddr:#x}")
-                }
+        let mut out = |batch: Vec<u8>| {
+            let decoded = decoder.decode(&batch, &mut |frame| {
+                said.push(text(frame));
+                Ok(())
             });
-            Ok(())
+            decoded.map_err(std::io::Error::other)
         };
-        act(&mut Sender::new(1, &mut out).unwrap());
+        let pool = Pool::with_workers(Compress::Level(1), 1).unwrap();
+        act(&mut Sender::new(&pool, &mut out));
         said
     }
 
@@ -284,8 +291,7 @@ mod test {
             [
                 "task 1: 1 pages at 0x1000",
                 "task 1: 3 unchanged at 0x2000",
-                "task 1: 1 pages at 0x6000",
-                "task 1: 1 pages at 0x7000",
+                "task 1: 2 pages at 0x6000",
                 "task 1: 1 zero at 0x5000",
                 "task 1: list [(1000, 7, 4), (9000, 2, 1)] true",
                 "task 2: list [] true",

@@ -12,7 +12,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::presence::Presence;
 use super::space::{Entry, Space};
-use super::{Frame, MemoryError};
+use super::{Decoder, Frame, MemoryError};
 use crate::model::{Bytes, PAGE_SIZE, Pages};
 
 /// The most address spaces; each costs an open file.
@@ -88,6 +88,11 @@ impl PageStore {
     /// What is kept now: pages with bytes, and what it takes to know of them.
     pub fn used(&self) -> Bytes {
         Bytes(self.charged.load(Ordering::Relaxed))
+    }
+
+    /// Takes in a batch of frames. May be called from several threads at once, with different pages and a decoder each.
+    pub fn take(&self, decoder: &mut Decoder, batch: &[u8]) -> Result<(), MemoryError> {
+        decoder.decode(batch, &mut |frame| self.apply(frame))
     }
 
     /// Takes in a frame. May be called from several threads at once, with different pages.

@@ -194,7 +194,7 @@ impl Arriving for Arrival {
             Kind::Storage => self.receive_files(&frame.payload)?,
             Kind::Pages => {
                 let (store, decoder) = self.pages.as_mut().ok_or("the page store is lost")?;
-                store.apply(&decoder.decode(&frame.payload)?)?;
+                store.take(decoder, &frame.payload)?;
             }
             Kind::Dump => {
                 let images = self.images.as_mut().ok_or("the images are lost")?;

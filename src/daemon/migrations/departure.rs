@@ -17,14 +17,12 @@ use crate::daemon::Context;
 use crate::migration::codec::{Chunk, Kind};
 use crate::migration::{Cause, HandedOver, Held, Movable, Offer, Outbox, RoundStats, Summary};
 use crate::model::{
-    Bytes, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Rate,
+    Bytes, Compress, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Rate,
 };
 use crate::storage::{Snapshot, send_all, send_changes, tree_bytes};
 
 use super::remains;
 
-/// The zstd level of pages: the fastest, so that a fast link is used.
-const LEVEL: i32 = 1;
 /// How long a container may take to stand still.
 const FREEZE_WITHIN: Duration = Duration::from_secs(5);
 /// How long CRIU may hold tasks after its client has gone.
@@ -62,6 +60,7 @@ impl Departure {
         to: &Name,
         record: Record,
         pid: i32,
+        compress: Compress,
     ) -> Self {
         let cgroup = context.host.cgroup(&record.spec.name);
         let context = Arc::clone(context);
@@ -74,7 +73,7 @@ impl Departure {
                 record,
                 pid,
             },
-            precopy: Precopy::new(cgroup),
+            precopy: Precopy::new(cgroup, compress),
             snapshot: None,
             stdio: None,
         }
@@ -197,7 +196,7 @@ impl Movable for Departure {
     fn round(&mut self, _: u32, outbox: &Outbox) -> Result<RoundStats, Cause> {
         let round = self
             .precopy
-            .round(LEVEL, &mut |frame| into(outbox, Kind::Pages, frame))?;
+            .round(&mut |frame| into(outbox, Kind::Pages, frame))?;
         Ok(RoundStats {
             scanned: round.scanned,
             sent: round.changed,
@@ -308,10 +307,11 @@ impl Held for HeldDeparture {
             .unwrap_or_default();
         let precopy = frozen
             .precopy
-            .as_ref()
+            .as_mut()
             .ok_or("the rounds of this migration are lost")?;
+        let pool = precopy.pool()?;
         let mut out = |frame| into(outbox, Kind::Pages, frame);
-        let dump = HeldDump::dump(criu, &subject, precopy.sent(), LEVEL, &mut out)?;
+        let dump = HeldDump::dump(criu, &subject, precopy.sent(), &pool, &mut out)?;
         let pages = dump.pages;
         frozen.dump = Some(dump);
         let images = for_each_chunk(&images, &mut |name, offset, bytes| {
