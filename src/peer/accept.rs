@@ -21,11 +21,12 @@ use super::admit::{NotAdmitted, admit};
 use super::book::PeerBook;
 use super::error::{PeerError, chain};
 use super::limit::Limit;
+use super::socket::{self, Socket};
 use super::state::Peer;
 use super::stream::PeerStream;
 use super::verify::Guard;
 use super::wire::WELCOME;
-use super::{ALPN_JOIN, ALPN_PEER, config, socket};
+use super::{ALPN_JOIN, ALPN_PEER, config};
 
 /// Hears of everyone who was refused: where from, and why, in one line.
 pub type OnRefused = Arc<dyn Fn(SocketAddr, String) + Send + Sync>;
@@ -189,9 +190,9 @@ impl<F: Fn(Peer, PeerStream) + Send + Sync + 'static> Door<F> {
     }
 
     async fn greet(&self, tcp: TcpStream, address: SocketAddr) -> Result<Visit, Refused> {
-        socket::tune(&tcp).map_err(Refused::Socket)?;
+        let socket = socket::tune(tcp).map_err(Refused::Socket)?;
         let deadline = Instant::now() + PATIENCE;
-        let hello = LazyConfigAcceptor::new(Acceptor::default(), tcp);
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), socket);
         let hello = timeout_at(deadline, hello)
             .await
             .map_err(|_| Refused::Slow { shown: None })?
@@ -219,7 +220,7 @@ impl<F: Fn(Peer, PeerStream) + Send + Sync + 'static> Door<F> {
 
     async fn greet_peer(
         &self,
-        hello: StartHandshake<TcpStream>,
+        hello: StartHandshake<Socket>,
         address: SocketAddr,
         deadline: Instant,
     ) -> Result<Visit, Refused> {
@@ -248,7 +249,7 @@ impl<F: Fn(Peer, PeerStream) + Send + Sync + 'static> Door<F> {
 
     async fn greet_bearer(
         &self,
-        hello: StartHandshake<TcpStream>,
+        hello: StartHandshake<Socket>,
         address: SocketAddr,
         deadline: Instant,
     ) -> Result<Visit, Refused> {
@@ -265,11 +266,11 @@ impl<F: Fn(Peer, PeerStream) + Send + Sync + 'static> Door<F> {
     /// The rest of the handshake, and the certificate that was proved in it.
     async fn shake_hands(
         &self,
-        hello: StartHandshake<TcpStream>,
+        hello: StartHandshake<Socket>,
         guard: &Arc<Guard>,
         alpn: &[u8],
         deadline: Instant,
-    ) -> Result<(TlsStream<TcpStream>, Digest), Refused> {
+    ) -> Result<(TlsStream<Socket>, Digest), Refused> {
         let config =
             config::server(self.book.identity(), guard.clone(), alpn).map_err(Refused::Config)?;
         let shaken = timeout_at(deadline, hello.into_stream(config))
@@ -277,7 +278,7 @@ impl<F: Fn(Peer, PeerStream) + Send + Sync + 'static> Door<F> {
             .map_err(|_| Refused::Slow {
                 shown: guard.shown(),
             })?;
-        let tls: server::TlsStream<TcpStream> = shaken.map_err(|source| match guard.shown() {
+        let tls: server::TlsStream<Socket> = shaken.map_err(|source| match guard.shown() {
             Some(shown) if guard.has_refused() => Refused::Stranger { shown },
             shown => Refused::Handshake { shown, source },
         })?;

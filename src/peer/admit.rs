@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_rustls::server::TlsStream;
 
@@ -13,6 +12,7 @@ use crate::model::{Digest, Name};
 use super::book::{Admitted, PeerBook};
 use super::error::PeerError;
 use super::join::{Unread, read_message, write_message};
+use super::socket::Socket;
 use super::state::Peer;
 use super::wire::{Message, Refusal};
 
@@ -58,7 +58,7 @@ pub(super) enum NotAdmitted {
 /// Hears the bearer whose certificate is `fingerprint`, and answers. On success it is pinned, on the disk.
 pub(super) async fn admit(
     book: &Arc<PeerBook>,
-    mut tls: TlsStream<TcpStream>,
+    mut tls: TlsStream<Socket>,
     fingerprint: Digest,
 ) -> Result<Peer, NotAdmitted> {
     let deadline = Instant::now() + PATIENCE;

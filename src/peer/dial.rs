@@ -17,11 +17,12 @@ use crate::model::Name;
 use super::address::Address;
 use super::book::PeerBook;
 use super::error::{PeerError, tls_error};
+use super::socket::{self, Socket};
 use super::state::Peer;
 use super::stream::PeerStream;
 use super::verify::OnlyThis;
 use super::wire::WELCOME;
-use super::{ALPN_PEER, config, socket};
+use super::{ALPN_PEER, config};
 
 /// All of a dialling together.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -54,11 +55,14 @@ pub async fn dial(book: &Arc<PeerBook>, peer: &Name) -> Result<PeerStream, PeerE
 async fn greet(
     book: &PeerBook,
     rule: &Arc<OnlyThis>,
-    tcp: TcpStream,
+    tcp: Socket,
     peer: &Peer,
     deadline: Instant,
 ) -> Result<PeerStream, PeerError> {
-    let address = tcp.peer_addr().map_err(broken_off(&peer.address))?;
+    let address = tcp
+        .get_ref()
+        .peer_addr()
+        .map_err(broken_off(&peer.address))?;
     let mut tls = shake_hands(book, rule, ALPN_PEER, tcp, &peer.address, deadline)
         .await
         .map_err(|error| match error {
@@ -93,7 +97,7 @@ fn refused(peer: &Peer, source: io::Error) -> PeerError {
 }
 
 /// A tuned TCP connection to the first of the address's hosts that answers.
-pub(super) async fn connect(address: &Address, deadline: Instant) -> Result<TcpStream, PeerError> {
+pub(super) async fn connect(address: &Address, deadline: Instant) -> Result<Socket, PeerError> {
     let resolve = lookup_host(address.as_str());
     let found = within(deadline, "be found by name", address, resolve).await?;
     let hosts = found.map_err(|source| PeerError::Resolve {
@@ -104,8 +108,8 @@ pub(super) async fn connect(address: &Address, deadline: Instant) -> Result<TcpS
     for host in hosts {
         let attempt = timeout(LIMIT_EACH, TcpStream::connect(host));
         match within(deadline, "answer", address, attempt).await? {
-            Ok(Ok(tcp)) => match socket::tune(&tcp) {
-                Ok(()) => return Ok(tcp),
+            Ok(Ok(tcp)) => match socket::tune(tcp) {
+                Ok(tcp) => return Ok(tcp),
                 Err(error) => last = error,
             },
             Ok(Err(error)) => last = error,
@@ -123,10 +127,10 @@ pub(super) async fn shake_hands(
     book: &PeerBook,
     rule: &Arc<OnlyThis>,
     alpn: &[u8],
-    tcp: TcpStream,
+    tcp: Socket,
     address: &Address,
     deadline: Instant,
-) -> Result<TlsStream<TcpStream>, PeerError> {
+) -> Result<TlsStream<Socket>, PeerError> {
     let config = config::client(book.identity(), rule.clone(), alpn)?;
     // TLS wants a name to ask for. Ours is neither sent nor checked.
     let nobody = ServerName::try_from("godwit").expect("a valid name");

@@ -6,11 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::model::{Digest, Name};
 
+use super::socket::Socket;
 use super::state::Peer;
 
 /// Encrypted bytes to and from a peer whose certificate was pinned when the stream began. A stream that ends without
@@ -21,11 +21,11 @@ pub struct PeerStream {
     fingerprint: Digest,
     address: SocketAddr,
     /// Boxed, because it is large and streams are handed around.
-    tls: Box<TlsStream<TcpStream>>,
+    tls: Box<TlsStream<Socket>>,
 }
 
 impl PeerStream {
-    pub(super) fn new(peer: &Peer, address: SocketAddr, tls: TlsStream<TcpStream>) -> Self {
+    pub(super) fn new(peer: &Peer, address: SocketAddr, tls: TlsStream<Socket>) -> Self {
         Self {
             name: peer.name.clone(),
             fingerprint: peer.fingerprint,
