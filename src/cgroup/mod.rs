@@ -15,6 +15,9 @@
 
 mod freezer;
 pub mod plan;
+mod throttle;
+
+pub use throttle::Throttle;
 
 use std::fs;
 use std::io;

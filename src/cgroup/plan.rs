@@ -31,16 +31,10 @@ pub fn settings(limits: &Limits) -> Vec<Setting> {
     let memory = limits.memory.map(|bytes| bytes.0);
     // Swapped pages would be outside the limit, and reading them back costs a migration its pace.
     let swap = if memory.is_some() { "0" } else { "max" };
-    let quota = limits.cpu_millis.map(|m| m.saturating_mul(PERIOD / 1000));
     vec![
         setting("memory", "memory.max", or_max(memory), memory.is_some()),
         setting("memory", "memory.swap.max", swap.to_owned(), false),
-        setting(
-            "cpu",
-            "cpu.max",
-            format!("{} {PERIOD}", or_max(quota)),
-            quota.is_some(),
-        ),
+        setting("cpu", CPU_MAX, cpu_max(limits), limits.cpu_millis.is_some()),
         setting(
             "pids",
             "pids.max",
@@ -48,6 +42,42 @@ pub fn settings(limits: &Limits) -> Vec<Setting> {
             limits.pids.is_some(),
         ),
     ]
+}
+
+/// The file that limits processor time.
+pub const CPU_MAX: &str = "cpu.max";
+
+/// What [`CPU_MAX`] holds for these limits.
+pub fn cpu_max(limits: &Limits) -> String {
+    match limits.cpu_millis {
+        Some(millis) => format!("{} {PERIOD}", millis.saturating_mul(PERIOD / 1000)),
+        None => format!("max {PERIOD}"),
+    }
+}
+
+/// The slices in which a throttled container is given its time, in microseconds: shorter than usual, so that it is
+/// slow and not stopped for long.
+const THROTTLED_PERIOD: u64 = 20_000;
+/// The kernel takes no quota below this, in microseconds.
+const LEAST_QUOTA: u64 = 1000;
+
+/// What [`CPU_MAX`] holds for a container that has used `usage` microseconds of processor time per second and is to
+/// have `percent` of that. Never more than its limits allow.
+pub fn throttled(limits: &Limits, usage: u64, percent: u32) -> String {
+    let allowed = limits.cpu_millis.map(|millis| millis.saturating_mul(1000));
+    let usage = usage.min(allowed.unwrap_or(u64::MAX));
+    let per_period = usage.saturating_mul(THROTTLED_PERIOD) / 1_000_000;
+    let quota = per_period.saturating_mul(u64::from(percent)) / 100;
+    format!("{} {THROTTLED_PERIOD}", quota.max(LEAST_QUOTA))
+}
+
+/// The processor time in a `cpu.stat`, in microseconds.
+pub fn cpu_used(stat: &str) -> Option<u64> {
+    stat.lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// The controllers containers use, where the kernel has them.
@@ -103,6 +133,24 @@ mod test {
             ]
         );
         assert!(settings(&Limits::default()).iter().all(|s| !s.wanted));
+    }
+
+    #[test]
+    fn a_throttled_container_has_a_share_of_what_it_used() {
+        let limits = |cpu_millis| Limits {
+            cpu_millis,
+            ..Limits::default()
+        };
+        // Two cores of 20 ms each per slice, 80 % of them.
+        assert_eq!(throttled(&limits(None), 2_000_000, 80), "32000 20000");
+        // Half a core is all it may have.
+        assert_eq!(throttled(&limits(Some(500)), 2_000_000, 80), "8000 20000");
+        assert_eq!(throttled(&limits(None), 0, 20), "1000 20000");
+        assert_eq!(throttled(&limits(None), u64::MAX, 80).split(' ').count(), 2);
+        assert_eq!(cpu_max(&limits(None)), "max 100000");
+        assert_eq!(cpu_max(&limits(Some(500))), "50000 100000");
+        assert_eq!(cpu_used("usage_usec 42\nuser_usec 1\n"), Some(42));
+        assert_eq!(cpu_used("nr_periods 0\n"), None);
     }
 
     #[test]

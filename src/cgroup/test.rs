@@ -87,3 +87,60 @@ fn a_limit_without_its_controller_is_refused_by_name() {
         Err(error) => assert!(!limit.exists() && error.to_string().contains("`pids`")),
     }
 }
+
+#[test]
+fn a_throttled_cgroup_has_its_limits_back_when_the_throttle_is_gone() {
+    let Some(scratch) = Scratch::new("throttle") else {
+        return;
+    };
+    let group = &scratch.cgroup;
+    let limits = Limits::default();
+    let max = || fs::read_to_string(group.path().join(plan::CPU_MAX)).unwrap();
+    let mut throttle = Throttle::new(group.clone(), limits.clone());
+    if !group.can_throttle() {
+        assert!(!throttle.set(Some(80)).unwrap() && !throttle.set(None).unwrap());
+        group.unthrottle(&limits).unwrap();
+        println!("SKIP the rest of throttle: no cpu controller in cgroup v2 here");
+        return;
+    }
+    assert!(throttle.set(Some(80)).unwrap());
+    assert!(max().ends_with(" 20000\n"), "{}", max());
+    assert!(throttle.set(None).unwrap());
+    assert_eq!(max(), "max 100000\n");
+    assert!(throttle.set(Some(20)).unwrap());
+    drop(throttle);
+    assert_eq!(max(), "max 100000\n");
+}
+
+#[test]
+fn a_throttled_process_is_slower() {
+    let Some(scratch) = Scratch::new("slower") else {
+        return;
+    };
+    let group = &scratch.cgroup;
+    if !group.can_throttle() {
+        println!("SKIP slower: no cpu controller in cgroup v2 here");
+        return;
+    }
+    let mut child = Command::new("/bin/sh")
+        .args(["-c", "while :; do :; done"])
+        .spawn()
+        .unwrap();
+    group.join(child.id() as i32).unwrap();
+    let mut throttle = Throttle::new(group.clone(), Limits::default());
+    let used = || {
+        let stat = || {
+            let text = fs::read_to_string(group.path().join("cpu.stat")).unwrap();
+            plan::cpu_used(&text).unwrap()
+        };
+        let before = stat();
+        std::thread::sleep(Duration::from_millis(500));
+        stat() - before
+    };
+    let free = used();
+    assert!(throttle.set(Some(20)).unwrap());
+    let slow = used();
+    group.kill().unwrap();
+    child.wait().unwrap();
+    assert!(slow < free / 2, "{slow} of {free} microseconds");
+}
