@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::model::Bytes;
+use crate::model::{Bytes, Rate};
 
 /// `512M`, `1.5GiB`, `4096`: a number of bytes, in binary units.
 pub fn bytes(text: &str) -> Result<Bytes, String> {
@@ -30,6 +30,39 @@ pub fn bytes(text: &str) -> Result<Bytes, String> {
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     Ok(Bytes(value as u64))
+}
+
+/// `100M`, `1.5GiB/s`: bytes per second, in binary units; `1Gbit`, `500Mbit/s`: bits per second, in decimal ones, as
+/// links are sold.
+pub fn rate(text: &str) -> Result<Rate, String> {
+    let bad = || {
+        format!(
+            "{text:?} is not a bandwidth: write it like 100M (bytes per second) or 1Gbit (bits per second)"
+        )
+    };
+    let amount = text.trim_end_matches("/s");
+    let lower = amount.to_ascii_lowercase();
+    let Some(bits) = lower.strip_suffix("bit") else {
+        return bytes(amount).map(|bytes| Rate(bytes.0)).map_err(|_| bad());
+    };
+    let split = bits
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .ok_or_else(bad)?;
+    let (number, unit) = bits.split_at(split);
+    let number: f64 = number.parse().map_err(|_| bad())?;
+    let factor = match unit {
+        "k" => 1e3,
+        "m" => 1e6,
+        "g" => 1e9,
+        "t" => 1e12,
+        _ => return Err(bad()),
+    };
+    let value = number * factor / 8.0;
+    if !(1.0..=1e18).contains(&value) {
+        return Err(bad());
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+    Ok(Rate(value as u64))
 }
 
 /// `0.5`, `2`: a number of cores, in thousandths.
@@ -85,6 +118,27 @@ mod test {
         assert_eq!(bytes("2kb"), Ok(Bytes(2048)));
         for bad in ["", "M", "-1", "0", "1X", "1e9", "1..2", "99999999T", "inf"] {
             assert!(bytes(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_bandwidth_is_in_bytes_or_says_bit() {
+        assert_eq!(rate("100M"), Ok(Rate(100 << 20)));
+        assert_eq!(rate("1.5GiB/s"), Ok(Rate(3 << 29)));
+        assert_eq!(rate("1Gbit"), Ok(Rate(125_000_000)));
+        assert_eq!(rate("2.5mbit/s"), Ok(Rate(312_500)));
+        for bad in [
+            "",
+            "fast",
+            "0",
+            "-1M",
+            "100bit",
+            "Gbit",
+            "1Xbit",
+            "1..5Gbit",
+            "99999999Tbit",
+        ] {
+            assert!(rate(bad).is_err(), "{bad}");
         }
     }
 
