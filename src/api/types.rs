@@ -224,7 +224,7 @@ pub enum MigrationLine {
     /// It goes on.
     Progress(Progress),
     /// The last line: it has ended.
-    Report(MigrationReport),
+    Report(Box<MigrationReport>),
     /// The last line: it ended and its report is not kept here.
     Gone {
         /// What is known.

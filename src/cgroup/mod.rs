@@ -123,6 +123,12 @@ impl CgroupRoot {
         }
     }
 
+    /// Whether containers can be slowed down: the `cpu` controller is handed down to them.
+    pub fn can_throttle(&self) -> bool {
+        let controllers = fs::read_to_string(self.path.join("cgroup.subtree_control"));
+        controllers.is_ok_and(|text| text.split_whitespace().any(|name| name == "cpu"))
+    }
+
     /// The parent's directory.
     pub fn path(&self) -> &Path {
         &self.path

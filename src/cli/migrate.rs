@@ -148,7 +148,7 @@ async fn follow(session: &Session, id: MigrationId) -> Result<MigrationReport, F
         tokio::select! {
             line = next(&mut lines) => match line {
                 Ok(MigrationLine::Progress(progress)) => ticker.say(&progress::line(&progress)),
-                Ok(MigrationLine::Report(report)) => break Ok(report),
+                Ok(MigrationLine::Report(report)) => break Ok(*report),
                 Ok(MigrationLine::Gone { why }) => {
                     break Err(Failure::new(format!("the outcome of migration {id} is not known: {why}"), look(id)));
                 }

@@ -59,8 +59,9 @@ impl Context {
         let advertise = advertised(&config.peer);
         let book = state.join("peers.json");
         let peers = PeerBook::open(&book, identity, config.name.clone(), advertise)?;
+        let cgroups = CgroupRoot::find(&config.cgroup.parent)?;
         let (criu, criu_facts) = find_criu(&config);
-        let facts = facts::gather(&config.name, criu_facts, facts::memory())?;
+        let facts = facts::gather(&config.name, criu_facts, facts::memory(&cgroups))?;
         let (network, images) = (Arc::new(network), Arc::new(images));
         let exe = std::env::current_exe().map_err(|source| DaemonError::Io {
             what: "find the program of this process".to_owned(),
@@ -69,7 +70,7 @@ impl Context {
         let host = Host {
             run_dir: config.run_dir.clone(),
             state_dir: config.state_dir.clone(),
-            cgroups: CgroupRoot::find(&config.cgroup.parent)?,
+            cgroups,
             network: Arc::clone(&network),
             images: Arc::clone(&images),
             exe,

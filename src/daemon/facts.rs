@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::DaemonError;
+use crate::cgroup::CgroupRoot;
 use crate::model::{
     Ability, Bytes, CpuFacts, CriuVersion, HostFacts, Name, TrackerChoice, TrackerOffer,
 };
@@ -28,6 +29,8 @@ pub struct MemoryFacts {
     pub trackers: Vec<TrackerOffer>,
     /// Whether memory can be filled in behind a running container.
     pub lazy_restore: Ability,
+    /// Whether a container can be slowed down while its memory is copied.
+    pub throttle: Ability,
 }
 
 /// Gathers the facts of the host named `name`.
@@ -49,11 +52,12 @@ pub fn gather(name: &Name, criu: CriuFacts, memory: MemoryFacts) -> Result<HostF
         trackers: memory.trackers,
         lazy_restore: memory.lazy_restore,
         hides_pages: criu.hides_pages,
+        throttle: memory.throttle,
     })
 }
 
 /// Finds out how memory can be copied out of running tasks here, and back into them.
-pub fn memory() -> MemoryFacts {
+pub fn memory(cgroups: &CgroupRoot) -> MemoryFacts {
     let why = "every kernel has what it needs: it reads all memory in each round".to_owned();
     MemoryFacts {
         trackers: vec![TrackerOffer {
@@ -62,6 +66,24 @@ pub fn memory() -> MemoryFacts {
             why,
         }],
         lazy_restore: Ability::default(),
+        throttle: throttle(cgroups),
+    }
+}
+
+fn throttle(cgroups: &CgroupRoot) -> Ability {
+    let at = cgroups.path().display();
+    if cgroups.can_throttle() {
+        Ability {
+            usable: true,
+            why: format!("the cpu controller is in {at}"),
+        }
+    } else {
+        Ability {
+            usable: false,
+            why: format!(
+                "no cpu controller in {at}: boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)"
+            ),
+        }
     }
 }
 

@@ -36,6 +36,9 @@ pub struct HostFacts {
     /// Whether CRIU can be kept from reading memory that was copied before.
     #[serde(default)]
     pub hides_pages: Ability,
+    /// Whether a container can be slowed down here while its memory is copied.
+    #[serde(default)]
+    pub throttle: Ability,
 }
 
 /// Whether a host can do something, and why, or why not.

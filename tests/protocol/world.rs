@@ -1019,6 +1019,7 @@ fn facts(host: &str) -> HostFacts {
         trackers: Vec::new(),
         lazy_restore: Ability::default(),
         hides_pages: Ability::default(),
+        throttle: Ability::default(),
     }
 }
 

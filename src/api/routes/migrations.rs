@@ -140,7 +140,7 @@ fn look(daemon: &Daemon, id: MigrationId) -> (Option<MigrationLine>, bool) {
         return gone("it is no longer known on this host".to_owned());
     };
     match (status.report, status.state) {
-        (Some(report), _) => (Some(MigrationLine::Report(report)), true),
+        (Some(report), _) => (Some(MigrationLine::Report(Box::new(report))), true),
         (None, MigrationState::UnderWay) => (status.progress.map(MigrationLine::Progress), false),
         // A daemon that is to end does not wait for what may take days.
         (None, MigrationState::InDoubt) => {
