@@ -31,9 +31,10 @@ class Host:
         self.cgroup = lab_cgroup() / name
         self.memory = Memory(self, name != "client")
 
-    def spawn(self, *command, **options):
-        """A process on this host; its memory is charged to it."""
-        begin = ["sh", "-c", 'for f in $0; do echo $$ >"$f" || exit; done; exec "$@"', self.memory.procs]
+    def spawn(self, *command, accounted=True, **options):
+        """A process on this host; its memory is charged to it, unless it must not know of that."""
+        begin = ["sh", "-c", 'for f in $0; do echo $$ >"$f" || exit; done; exec "$@"']
+        begin.append(self.memory.procs if accounted else "")
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         return subprocess.Popen([*begin, LAB, "exec", self.name, *map(str, command)], text=True, **options)
 
@@ -68,6 +69,16 @@ class Host:
     def sent_over(self, device):
         """Bytes that this host's network has sent by a device."""
         return counters(self.pid(), device)[1]
+
+
+def own_group(controller):
+    """The v1 group that this process is in: the hosts' groups lie beneath it, so that the hosts can see them."""
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        for line in file:
+            _, controllers, path = line.strip().split(":", 2)
+            if controller in controllers.split(","):
+                return path.lstrip("/")
+    return ""
 
 
 def lab_cgroup():
@@ -115,7 +126,7 @@ class Memory:
         self.v2 = None
         for point, options in mounts("cgroup"):
             if "memory" in options:
-                self.v1 = point / f"{host.cgroup.parent.name}-{host.name}"
+                self.v1 = point / own_group("memory") / f"{host.cgroup.parent.name}-{host.name}"
                 self.v1.mkdir(exist_ok=True)
                 self.procs = str(self.v1 / "cgroup.procs")
                 self.adopt(host.cgroup)

@@ -189,7 +189,6 @@ def main():
     option = options()
     lab = Lab()
     places = Places(option.work, option.peers, option.work / "root/bin/bench-tool", option.work / "root")
-    subjects.network(lab)
     lab.alpha.run("godwit", "template", "build", "bench")
     mine, skipped = chosen(option, lab, places)
     for name, why in skipped.items():

@@ -15,6 +15,33 @@ LAZY_PORT = 7119
 NETNS = "/run/netns/bench"
 
 
+def fresh_network(host, places, attached=True):
+    """The peers' network on a host, with the same addresses on both; whatever an earlier restore left in it is gone."""
+    host.script(
+        f"""
+        ip link del bench0 2>/dev/null || :
+        ip netns del bench 2>/dev/null || :
+        ip netns add bench
+        ip link add bench0 type veth peer name eth0 address {ETHERNET} netns bench
+        ip link set bench0 up
+        ip -n bench link set lo up
+        ip -n bench address add {ADDRESS}/24 dev eth0
+        ip -n bench link set eth0 up
+        """
+    )
+    if attached:
+        attach(host, places)
+
+
+def attach(host, places):
+    """The bridges on the way learn where the address is now."""
+    host.script(f"ip link set bench0 master godwit0; {announce(places)}")
+
+
+def announce(places):
+    return f"ip netns exec bench {places.tool} announce --to 10.88.0.255"
+
+
 class Subject:
     # Whether it copies memory while the container runs: then the workload's slowdown means something.
     copies_while_running = False
@@ -90,10 +117,20 @@ def migrate(lab, name, *arguments):
     }
 
 
+def criu_errors(directory):
+    """What CRIU says went wrong, without what it only tried."""
+    lines = []
+    for log in sorted(pathlib.Path(directory).glob("*.log")):
+        text = log.read_text(encoding="utf-8", errors="replace")
+        lines += [line for line in text.splitlines() if "Error (" in line and "RLIMIT_NOFILE" not in line]
+    return "; ".join(lines[:3])
+
+
 class Peer(Subject):
     """An OCI runtime's checkpoint and restore, on one host, through images on tmpfs: nothing has to be sent."""
 
-    options = "--tcp-established"
+    # Without CRIU's management of cgroups: it costs time, and on machines with v1 hierarchies it fails.
+    options = "--tcp-established --manage-cgroups-mode ignore"
 
     def __init__(self, name, lab, places, program):
         super().__init__(name, lab, places)
@@ -109,20 +146,28 @@ class Peer(Subject):
         )
 
     def start(self, cell):
+        fresh_network(self.lab.alpha, self.places)
         shutil.rmtree(self.images, ignore_errors=True)
         self.images.mkdir()
         bundle.write(self.bundle, self.places.root, measure.serve(cell), NETNS, "/bench")
-        self.lab.alpha.script(self.environment() + f"cd {self.bundle}; {self.program} run -d bench >/dev/null 2>&1")
+        # Outside of the group that memory is accounted in: CRIU would dump that group, too. What the move needs
+        # beyond the container's own memory is accounted all the same.
+        self.lab.alpha.script(
+            self.environment() + f"cd {self.bundle}; {self.program} run -d bench >/dev/null 2>&1", accounted=False
+        )
         return ADDRESS
 
     def move(self, _):
         # One shell does both, so that nothing of the bench is between them.
         arguments = f"{self.options} --image-path {self.images}"
-        self.lab.alpha.script(
-            self.environment()
-            + f"{self.program} checkpoint {arguments} bench;"
-            + f"exec {self.program} restore -d {arguments} --bundle {self.bundle} bench >/dev/null 2>{self.images}/err"
-        )
+        try:
+            self.lab.alpha.script(
+                self.environment()
+                + f"{self.program} checkpoint {arguments} bench;"
+                + f"exec {self.program} restore -d {arguments} --bundle {self.bundle} bench >/dev/null 2>&1"
+            )
+        except Failed as error:
+            raise Failed(f"{self.program}: {criu_errors(self.images) or error}") from None
         return {"wire_bytes": size(self.images)}
 
     def stop(self):
@@ -142,7 +187,7 @@ class Lazy(Peer):
     def move(self, _):
         alpha, beta = self.lab.both()
         wire = self.lab.wire.bytes()
-        common = f"--tcp-established --image-path {self.images}"
+        common = f"{self.options} --image-path {self.images}"
         dump = alpha.spawn(
             "sh", "-ec",
             self.environment()
@@ -150,7 +195,7 @@ class Lazy(Peer):
         )  # fmt: skip
         # It writes one zero byte when the images are there and its pages can be asked for.
         if dump.stdout.read(1) != "\0":
-            raise Failed(f"{self.program} checkpoint: {dump.stderr.read()[-300:]}")
+            raise Failed(f"{self.program} checkpoint: {criu_errors(self.images) or dump.stderr.read()[-300:]}")
         beta.script(
             self.environment()
             + f"""
@@ -160,7 +205,7 @@ class Lazy(Peer):
             cd {self.images}
             {self.program} restore -d --lazy-pages {common} --bundle {self.bundle} bench >/dev/null 2>err
             ip link set bench0 master godwit0
-            ip netns exec bench {self.places.tool} announce --to 10.88.0.255
+            {announce(self.places)}
             wait
             """
         )
@@ -168,8 +213,7 @@ class Lazy(Peer):
         return {"wire_bytes": size(self.images) + self.lab.wire.bytes() - wire}
 
     def start(self, cell):
-        self.lab.alpha.script("ip link set bench0 master godwit0")
-        self.lab.beta.script("ip link set bench0 nomaster")
+        fresh_network(self.lab.beta, self.places, attached=False)
         return super().start(cell)
 
     def stop(self):
@@ -189,6 +233,7 @@ class Floor(Subject):
         self.pid = None
 
     def start(self, cell):
+        fresh_network(self.lab.alpha, self.places)
         shutil.rmtree(self.images, ignore_errors=True)
         self.images.mkdir()
         tool, root = self.places.tool, self.places.root
@@ -217,22 +262,6 @@ class Floor(Subject):
             self.lab.alpha.script(f"kill -9 {self.pid}", check=False)
         self.pid = None
         shutil.rmtree(self.images, ignore_errors=True)
-
-
-def network(lab):
-    """The network of the peers' containers, on both hosts with the same addresses; attached on the source."""
-    for host in lab.both():
-        host.script(
-            f"""
-            ip netns add bench
-            ip link add bench0 type veth peer name eth0 address {ETHERNET} netns bench
-            ip link set bench0 up
-            ip -n bench link set lo up
-            ip -n bench address add {ADDRESS}/24 dev eth0
-            ip -n bench link set eth0 up
-            """
-        )
-    lab.alpha.script("ip link set bench0 master godwit0")
 
 
 def has_soft_dirty():

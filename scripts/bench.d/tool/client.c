@@ -13,6 +13,8 @@
 /* A wait between two answers that is longer than this is told. */
 #define TOLD (4 * NS_PER_MS)
 #define GAPS 256
+/* After the end of its input it waits this long for the last answer. */
+#define PATIENCE (20 * NS_PER_S)
 
 static unsigned retransmissions(int fd)
 {
@@ -29,18 +31,23 @@ int ping(int argc, char **argv)
     struct pollfd polled[2] = {{.fd = fd, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
     uint64_t answers = 0, longest = 0, longest_from = 0, last = now(CLOCK_REALTIME), next = last;
     bool waiting = false, broken = false;
+    uint64_t deadline = 0; /* once the input has ended */
 
     printf("ready\n");
     fflush(stdout);
     for (;;) {
         uint64_t at = now(CLOCK_REALTIME);
-        if (!waiting && at >= next) {
+        if (!waiting && at >= next && !deadline) {
             if (write(fd, "p", 1) != 1) {
                 broken = true;
                 break;
             }
             waiting = true;
             next = next + NS_PER_MS > at ? next + NS_PER_MS : at + NS_PER_MS;
+        }
+        if (deadline && at > deadline) {
+            broken = true;
+            break;
         }
         struct timespec wait = {.tv_nsec = (long)(waiting ? 100 * NS_PER_MS : next > at ? next - at : 0)};
         if (ppoll(polled, 2, &wait, NULL) <= 0)
@@ -64,7 +71,11 @@ int ping(int argc, char **argv)
             }
             last = at;
         }
-        if (polled[1].revents)
+        if (polled[1].revents) {
+            deadline = now(CLOCK_REALTIME) + PATIENCE;
+            polled[1].fd = -1;
+        }
+        if (deadline && !waiting)
             break;
     }
     printf("{\"answers\": %llu, \"longest_ms\": %.3f, \"longest_from\": %.6f, \"retransmissions\": %u, \"broken\": %s, "
