@@ -4,13 +4,14 @@ use std::path::PathBuf;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::{self, JoinHandle};
 
-use caps::{CapSet, Capability};
-
-use super::CheckpointError;
+use super::precopy::SharedOut;
+use super::{CheckpointError, Precopy, Standby};
 use crate::cgroup::Cgroup;
-use crate::criu::{Criu, CriuError, DumpDone, DumpRequest, Leave, Notify, Session, Spawn, Verdict};
-use crate::memory::{DumpSink, MemoryError, Out, PageServer, Pool, Sender, Sent, SentPages};
-use crate::model::Pages;
+use crate::criu::{CriuError, DumpDone, DumpRequest, Leave, Notify, Session, Verdict};
+use crate::memory::{
+    DumpSink, Entry, MemoryError, PageServer, Pool, Residual, Sender, Sent, SentPages, Space,
+};
+use crate::model::{Pages, Spans};
 
 /// What is dumped, and where to.
 #[derive(Debug, Clone)]
@@ -35,36 +36,44 @@ pub(super) const NETNS_KEY: &str = "godwit-netns";
 pub struct Held {
     verdict: Option<SyncSender<Verdict>>,
     conversation: Option<JoinHandle<Result<DumpDone, CriuError>>>,
-    /// Pages it has, as CRIU listed them.
+    /// Pages it has.
     pub pages: Pages,
-    /// What was sent of them.
+    /// What was sent of them since the freeze.
     pub sent: Sent,
 }
 
 impl Held {
-    /// Dumps a frozen container. Memory goes through `pool` and `out` as page frames, less what `known` says was sent;
-    /// the rest into the directory for images. On failure the tasks are in their frozen cgroup as before.
+    /// Dumps a frozen container. Memory goes through `out` as page frames, less what the rounds have sent; the
+    /// rest into the directory for images. On failure the tasks are in their frozen cgroup as before.
+    ///
+    /// CRIU never sees the private memory of the tasks where it can be kept from it ([`Standby::start`]): the
+    /// rounds' tracker lists it and sends what is unsent, while CRIU dumps everything else.
     ///
     /// # Errors
     /// When CRIU refuses, names the reason out of its log; when `out` fails, with its error.
     pub fn dump(
-        criu: &Criu,
+        standby: Standby,
         subject: &Subject,
-        known: &SentPages,
-        pool: &Pool,
-        out: &mut Out<'_>,
+        rounds: &mut Precopy,
+        out: &SharedOut<'_>,
+        spans: &Spans,
     ) -> Result<Self, CheckpointError> {
-        let memory = |source| CheckpointError::Memory {
-            operation: "sent",
-            source,
+        let Standby {
+            session,
+            server,
+            page_server,
+            hide,
+        } = standby;
+        let step = spans.begin("scan memory");
+        let residual = match hide {
+            Some(table) => Some(rounds.residual(&table, out)?),
+            None => None,
         };
-        let (server, theirs) = PageServer::pair(criu.version()).map_err(memory)?;
-        let mut spawn = Spawn {
-            limits_from_proc: !may_read_limits(),
-            ..Spawn::default()
-        };
+        rounds.release();
+        drop(step);
+        let _step = spans.begin("criu dump");
         let request = DumpRequest {
-            page_server: Some(spawn.pass(theirs)),
+            page_server: Some(page_server),
             freeze_cgroup: Some(subject.cgroup.path().to_owned()),
             external: vec![format!("net[{}]:{NETNS_KEY}", subject.netns_inode)],
             leave: Leave::Dead,
@@ -72,10 +81,6 @@ impl Held {
         };
         let (arrived, at_the_end) = mpsc::sync_channel(1);
         let (verdict, wait) = mpsc::sync_channel(1);
-        let session = Session::start(criu, spawn).map_err(|source| CheckpointError::Criu {
-            operation: "dump",
-            source,
-        })?;
         let cgroup = subject.cgroup.clone();
         let conversation =
             thread::spawn(move || converse(session, &request, &cgroup, &arrived, &wait));
@@ -85,25 +90,71 @@ impl Held {
             pages: Pages(0),
             sent: Sent::default(),
         };
-        let mut sender = Sender::new(pool, out);
-        let served = server.serve(&mut DumpSink::new(&mut sender, known, false));
-        held.sent = sender.sent();
-        // CRIU says why it ended more clearly than its broken connection does; our own failure is the cause
-        // of CRIU's, though.
-        match (served, at_the_end.recv()) {
-            (Ok(served), Ok(())) => {
-                held.pages = served.pages + served.holes;
-                Ok(held)
-            }
-            (Err(source @ MemoryError::Send { .. }), _) => {
+        match held.pages_through(server, residual, rounds, out, &at_the_end, spans) {
+            Ok(()) => Ok(held),
+            // CRIU says why it ended more clearly than its broken connection does; our own failure is the cause
+            // of CRIU's, though.
+            Err(source @ MemoryError::Send { .. }) => {
                 held.end(Verdict::Refuse).ok();
                 Err(memory(source))
             }
-            (served, _) => match held.end(Verdict::Refuse) {
+            Err(source) => match held.end(Verdict::Refuse) {
                 Err(error) => Err(error),
-                Ok(_) => Err(served.map_or_else(memory, |_| CheckpointError::Silent)),
+                Ok(_) => Err(memory(source)),
             },
         }
+    }
+
+    /// Sends what CRIU tells, and beside it the residual, until both are through and CRIU is at its last step.
+    fn pages_through(
+        &mut self,
+        server: PageServer,
+        residual: Option<Residual>,
+        rounds: &Precopy,
+        out: &SharedOut<'_>,
+        at_the_end: &Receiver<()>,
+        spans: &Spans,
+    ) -> Result<(), MemoryError> {
+        let (known, pool) = (rounds.sent(), rounds.pool());
+        let lists: Vec<(Space, Vec<Entry>)> = residual
+            .iter()
+            .flat_map(|residual| &residual.spaces)
+            .map(|owned| (owned.space, owned.list.clone()))
+            .collect();
+        let owned: Pages = lists
+            .iter()
+            .flat_map(|(_, list)| list)
+            .map(|entry| Pages(entry.pages.into()))
+            .sum();
+        let stopper = server.stopper()?;
+        thread::scope(|scope| {
+            let rest = residual.as_ref().map(|residual| {
+                scope.spawn(|| {
+                    let _step = spans.begin("send the residual");
+                    let sent = send_residual(residual, known, pool, out);
+                    if sent.is_err() {
+                        stopper.stop();
+                    }
+                    sent
+                })
+            });
+            let mut piece = |frame| out(frame);
+            let mut sender = Sender::new(pool, &mut piece);
+            let mut sink = DumpSink::new(&mut sender, known, false).with_owned(lists);
+            let served = server.serve(&mut sink);
+            self.sent = sender.sent();
+            let rest = rest.map(|rest| match rest.join() {
+                Ok(sent) => sent,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            // A residual that could not be sent is why CRIU was stopped.
+            self.sent = self.sent.with(rest.transpose()?.unwrap_or_default());
+            let served = served?;
+            self.pages = served.pages + served.holes + owned;
+            at_the_end
+                .recv()
+                .map_err(|_| MemoryError::PageServerUnfinished)
+        })
     }
 
     /// It runs elsewhere: CRIU kills every task. What CRIU could not kill any more, because it was killed
@@ -143,10 +194,25 @@ impl Drop for Held {
     }
 }
 
-/// Whether the kernel tells this process the limits of other users' tasks. Where that cannot be found out it is
-/// taken for granted, as it is for root nearly everywhere.
-fn may_read_limits() -> bool {
-    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(true)
+/// Sends what of the frozen memory is unsent.
+fn send_residual(
+    residual: &Residual,
+    known: &SentPages,
+    pool: &Pool,
+    out: &SharedOut<'_>,
+) -> Result<Sent, MemoryError> {
+    let mut piece = |frame| out(frame);
+    let mut sender = Sender::new(pool, &mut piece);
+    residual.send(known, &mut sender)?;
+    sender.flush()?;
+    Ok(sender.sent())
+}
+
+fn memory(source: MemoryError) -> CheckpointError {
+    CheckpointError::Memory {
+        operation: "sent",
+        source,
+    }
 }
 
 /// Speaks with CRIU to the end. At the last step the cgroup is frozen again, which fences the tasks whatever

@@ -20,11 +20,13 @@ mod image;
 mod precopy;
 mod restore;
 mod shim;
+mod standby;
 
 pub use dump::{Held, Subject};
 pub use error::CheckpointError;
 pub use heal::end_repair;
 pub use image::{ImageDirectory, for_each_chunk};
-pub use precopy::{Precopy, mapped_files};
+pub use precopy::{Precopy, SharedOut, mapped_files};
 pub use restore::{Plan, restore};
 pub use shim::CriuRestorer;
+pub use standby::Standby;

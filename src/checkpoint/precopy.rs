@@ -2,66 +2,99 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::CheckpointError;
 use crate::cgroup::Cgroup;
+use crate::criu::{Hidden, HideTable};
 use crate::memory::{
-    HashTracker, MemoryError, Out, Pool, RoundStats, Sender, SentPages, Target, Tracker,
+    MemoryError, OwnedSpace, Pool, Residual, RoundStats, Sender, SentPages, Target, Tracker,
 };
 use crate::model::Compress;
+
+/// Where frames go, from several threads at once. An error ends the round or the dump that makes them.
+pub type SharedOut<'a> = dyn Fn(Vec<u8>) -> io::Result<()> + Send + Sync + 'a;
 
 /// The rounds of one migration.
 pub struct Precopy {
     tracker: Box<dyn Tracker>,
     cgroup: Cgroup,
-    compress: Compress,
-    /// From the first round on.
-    pool: Option<Arc<Pool>>,
+    pool: Pool,
 }
 
 impl Precopy {
-    /// Rounds over the processes of a cgroup, by content hashes: right on every kernel.
-    pub fn new(cgroup: Cgroup, compress: Compress) -> Self {
-        Self {
-            tracker: Box::new(HashTracker::new()),
+    /// Rounds over the processes of a cgroup.
+    ///
+    /// # Errors
+    /// When the threads that pack pages cannot be started.
+    pub fn new(
+        cgroup: Cgroup,
+        tracker: Box<dyn Tracker>,
+        compress: Compress,
+    ) -> Result<Self, CheckpointError> {
+        Ok(Self {
+            tracker,
             cgroup,
-            compress,
-            pool: None,
-        }
+            pool: Pool::new(compress).map_err(memory)?,
+        })
     }
 
     /// One round: the pages that are new or changed go through `out` as frames.
     ///
     /// # Errors
     /// When the processes cannot be listed, or `out` fails.
-    pub fn round(&mut self, out: &mut Out<'_>) -> Result<RoundStats, CheckpointError> {
+    pub fn round(&mut self, out: &SharedOut<'_>) -> Result<RoundStats, CheckpointError> {
         let targets = targets(&self.cgroup)?;
-        let pool = self.pool()?;
-        let mut sender = Sender::new(&pool, out);
-        self.tracker.round(&targets, &mut sender).map_err(unsent)
+        let mut piece = |frame| out(frame);
+        let mut sender = Sender::new(&self.pool, &mut piece);
+        self.tracker.round(&targets, &mut sender).map_err(memory)
     }
 
-    /// What packs the pages of the rounds and of the dump.
-    ///
-    /// # Errors
-    /// When its threads cannot be started.
-    pub fn pool(&mut self) -> Result<Arc<Pool>, CheckpointError> {
-        let pool = match self.pool.take() {
-            Some(pool) => pool,
-            None => Arc::new(Pool::new(self.compress).map_err(unsent)?),
-        };
-        Ok(Arc::clone(self.pool.insert(pool)))
+    /// The last look, at frozen tasks: what they have, and what of it is unsent. CRIU is told not to see it.
+    pub(super) fn residual(
+        &mut self,
+        table: &HideTable,
+        out: &SharedOut<'_>,
+    ) -> Result<Residual, CheckpointError> {
+        let targets = targets(&self.cgroup)?;
+        let mut piece = |frame| out(frame);
+        let mut sender = Sender::new(&self.pool, &mut piece);
+        let residual = self.tracker.last(&targets, &mut sender).map_err(memory)?;
+        let hidden: Vec<Hidden> = residual.spaces.iter().flat_map(hidden).collect();
+        table.set(&hidden).map_err(|source| CheckpointError::Criu {
+            operation: "dump",
+            source,
+        })?;
+        Ok(residual)
     }
 
-    /// What has been sent so far, for the final dump.
-    pub fn sent(&self) -> &SentPages {
+    /// Takes every trace of the rounds out of the tasks.
+    pub(super) fn release(&mut self) {
+        self.tracker.release();
+    }
+
+    /// What has been sent so far, for what CRIU dumps.
+    pub(super) fn sent(&self) -> &SentPages {
         self.tracker.sent()
+    }
+
+    /// What packs pages.
+    pub(super) fn pool(&self) -> &Pool {
+        &self.pool
     }
 }
 
-fn unsent(source: MemoryError) -> CheckpointError {
+/// What CRIU is not to see of an address space.
+fn hidden(space: &OwnedSpace) -> impl Iterator<Item = Hidden> + '_ {
+    space.ranges.iter().map(|owned| Hidden {
+        pid: space.pid,
+        range: owned.range.clone(),
+        guards: owned.guards,
+    })
+}
+
+fn memory(source: MemoryError) -> CheckpointError {
     CheckpointError::Memory {
         operation: "sent",
         source,

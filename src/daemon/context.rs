@@ -16,7 +16,7 @@ use super::{Config, DaemonError, Events};
 use crate::cgroup::CgroupRoot;
 use crate::container::Host;
 use crate::criu::{Criu, CriuError};
-use crate::model::{HostFacts, Name};
+use crate::model::{Ability, HostFacts, Name};
 use crate::net::{Leases, Network, NetworkConfig};
 use crate::peer::{Identity, PeerBook};
 use crate::rootfs::ImageStore;
@@ -136,7 +136,7 @@ fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
                 version: Some(criu.version()),
                 problem: None,
                 soft_dirty,
-                ..CriuFacts::default()
+                hides_pages: hiding(&criu),
             };
             (Some(criu), facts)
         }
@@ -150,6 +150,20 @@ fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
             };
             (None, facts)
         }
+    }
+}
+
+/// Whether CRIU can be kept from memory that was copied before, as its self-test has shown.
+fn hiding(criu: &Criu) -> Ability {
+    match criu.hides_pages() {
+        Ok(()) => Ability {
+            usable: true,
+            why: "the self-test has shown it".to_owned(),
+        },
+        Err(why) => Ability {
+            usable: false,
+            why: why.to_string(),
+        },
     }
 }
 

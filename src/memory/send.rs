@@ -28,6 +28,19 @@ pub struct Sent {
     pub wire: Bytes,
 }
 
+impl Sent {
+    /// This and what another sender has sent.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self {
+            pages: self.pages + other.pages,
+            zero: self.zero + other.zero,
+            unchanged: self.unchanged + other.unchanged,
+            wire: self.wire + other.wire,
+        }
+    }
+}
+
 /// Makes frames of the pages of one round, or of the dump, and hands them on.
 ///
 /// What was given to it is on its way only after [`flush`](Self::flush), in any order.

@@ -6,18 +6,20 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::checkpoint::{
-    Held as HeldDump, Precopy, Subject, end_repair, for_each_chunk, mapped_files,
+    Held as HeldDump, Precopy, Standby, Subject, end_repair, for_each_chunk, mapped_files,
 };
 use crate::container::shim::Client;
 use crate::container::{Record, place};
 use crate::daemon::Context;
+use crate::memory::{HashTracker, Tracker};
 use crate::migration::codec::{Chunk, Kind};
 use crate::migration::{Cause, HandedOver, Held, Movable, Offer, Outbox, RoundStats, Summary};
 use crate::model::{
-    Bytes, Compress, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Rate,
+    Bytes, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Spans, Step,
+    TrackerChoice,
 };
 use crate::storage::{Snapshot, send_all, send_changes, tree_bytes};
 
@@ -28,18 +30,23 @@ const FREEZE_WITHIN: Duration = Duration::from_secs(5);
 /// How long CRIU may hold tasks after its client has gone.
 const LET_GO_WITHIN: Duration = Duration::from_secs(20);
 /// The blackout of an empty container, as measured with these namespaces.
-const FIXED: Duration = Duration::from_millis(150);
-/// How fast CRIU reads memory out of and into frozen tasks, roughly.
-const CRIU_RATE: Rate = Rate(600 << 20);
+const FIXED: Duration = Duration::from_millis(60);
 
 /// A running container that may leave.
 pub struct Departure {
     parts: Parts,
-    precopy: Precopy,
+    options: MigrationOptions,
+    rounds: Option<Rounds>,
     snapshot: Option<Snapshot>,
     /// The inode numbers of the pipes of its output. Asked for at the begin, so that it can do without its
     /// shim from then on.
     stdio: Option<[u64; 2]>,
+}
+
+/// What copies its memory, from the first round to the dump.
+struct Rounds {
+    precopy: Precopy,
+    standby: Standby,
 }
 
 /// What is known of a container that leaves, whatever has become of it.
@@ -60,9 +67,8 @@ impl Departure {
         to: &Name,
         record: Record,
         pid: i32,
-        compress: Compress,
+        options: MigrationOptions,
     ) -> Self {
-        let cgroup = context.host.cgroup(&record.spec.name);
         let context = Arc::clone(context);
         let to = to.clone();
         Self {
@@ -73,7 +79,8 @@ impl Departure {
                 record,
                 pid,
             },
-            precopy: Precopy::new(cgroup, compress),
+            options,
+            rounds: None,
             snapshot: None,
             stdio: None,
         }
@@ -131,8 +138,9 @@ impl Parts {
             parts: self,
             snapshot: None,
             stdio: None,
-            precopy: None,
+            rounds: None,
             dump,
+            spans: Spans::new(Instant::now),
         }))
     }
 }
@@ -193,10 +201,15 @@ impl Movable for Departure {
         true
     }
 
+    fn tracker(&self) -> TrackerChoice {
+        TrackerChoice::Hash
+    }
+
     fn round(&mut self, _: u32, outbox: &Outbox) -> Result<RoundStats, Cause> {
-        let round = self
+        let rounds = self.rounds()?;
+        let round = rounds
             .precopy
-            .round(&mut |frame| into(outbox, Kind::Pages, frame))?;
+            .round(&|frame| into(outbox, Kind::Pages, frame))?;
         Ok(RoundStats {
             scanned: round.scanned,
             sent: round.changed,
@@ -204,33 +217,60 @@ impl Movable for Departure {
     }
 
     fn fixed_blackout(&self) -> Duration {
-        // CRIU reads all memory while the tasks are frozen, and all of it again when it restores them.
-        let memory = self.parts.memory().unwrap_or_default();
-        FIXED + CRIU_RATE.time_for(memory).unwrap_or_default() * 2
+        FIXED
     }
 
-    fn freeze(self) -> Result<HeldDeparture, Cause> {
+    fn freeze(mut self) -> Result<HeldDeparture, Cause> {
+        // Before anything stands still: what the dump needs is there.
+        self.rounds()?;
+        let spans = Spans::new(Instant::now);
         let host = &self.parts.context.host;
         let name = self.parts.name();
+        let step = spans.begin("close the gate");
         host.network.detach(name)?;
+        drop(step);
+        let step = spans.begin("freeze");
         if let Err(error) = host.cgroup(name).freeze(FREEZE_WITHIN) {
             self.parts.go_on()?;
             return Err(error.into());
         }
+        drop(step);
         let Self {
             parts,
-            precopy,
+            rounds,
             snapshot,
             stdio,
+            ..
         } = self;
-        let (precopy, dump) = (Some(precopy), None);
         Ok(HeldDeparture(Some(Frozen {
             parts,
             snapshot,
             stdio,
-            precopy,
-            dump,
+            rounds,
+            dump: None,
+            spans,
         })))
+    }
+}
+
+impl Departure {
+    /// What copies its memory; made when it is needed first.
+    fn rounds(&mut self) -> Result<&mut Rounds, Cause> {
+        if self.rounds.is_none() {
+            let context = &self.parts.context;
+            let criu = context
+                .criu
+                .as_ref()
+                .ok_or("CRIU cannot be used on this host")?;
+            fs::create_dir_all(self.parts.directory().join("images"))?;
+            let cgroup = context.host.cgroup(self.parts.name());
+            let tracker: Box<dyn Tracker> = Box::new(HashTracker::new());
+            self.rounds = Some(Rounds {
+                precopy: Precopy::new(cgroup, tracker, self.options.compress)?,
+                standby: Standby::start(criu, criu.hides_pages().is_ok())?,
+            });
+        }
+        Ok(self.rounds.as_mut().expect("made above"))
     }
 }
 
@@ -238,8 +278,9 @@ struct Frozen {
     parts: Parts,
     snapshot: Option<Snapshot>,
     stdio: Option<[u64; 2]>,
-    precopy: Option<Precopy>,
+    rounds: Option<Rounds>,
     dump: Option<HeldDump>,
+    spans: Spans,
 }
 
 /// A container that is frozen, its gate closed. Dropping it resumes it.
@@ -285,57 +326,52 @@ impl Held for HeldDeparture {
 
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
         let frozen = self.frozen();
-        let parts = &frozen.parts;
-        let context = &parts.context;
-        let criu = context
-            .criu
-            .as_ref()
-            .ok_or("CRIU cannot be used on this host")?;
+        let (parts, spans) = (&frozen.parts, &frozen.spans);
+        let host = &parts.context.host;
         let images = parts.directory().join("images");
-        fs::create_dir_all(&images)?;
+        let netns = host.netns(parts.name());
         let subject = Subject {
             pid: parts.pid,
-            cgroup: context.host.cgroup(parts.name()),
+            cgroup: host.cgroup(parts.name()),
             images: images.clone(),
-            netns_inode: fs::metadata(context.host.netns(parts.name()))?.ino(),
+            netns_inode: fs::metadata(&netns)?.ino(),
         };
         let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
-        // Without them it asks anew, and its first answers are late.
-        let neighbours = context
-            .network
-            .neighbours(&context.host.netns(parts.name()))
-            .unwrap_or_default();
-        let precopy = frozen
-            .precopy
-            .as_mut()
+        let Rounds {
+            mut precopy,
+            standby,
+        } = frozen
+            .rounds
+            .take()
             .ok_or("the rounds of this migration are lost")?;
-        let pool = precopy.pool()?;
-        let mut out = |frame| into(outbox, Kind::Pages, frame);
-        let dump = HeldDump::dump(criu, &subject, precopy.sent(), &pool, &mut out)?;
+        let out = |frame| into(outbox, Kind::Pages, frame);
+        let dump = HeldDump::dump(standby, &subject, &mut precopy, &out, spans)?;
         let pages = dump.pages;
         frozen.dump = Some(dump);
+        // Without them it asks anew, and its first answers are late.
+        let step = spans.begin("read the neighbours");
+        let neighbours = parts.context.network.neighbours(&netns);
+        drop(step);
+        let _step = spans.begin("send the images");
         let images = for_each_chunk(&images, &mut |name, offset, bytes| {
-            into(
-                outbox,
-                Kind::Dump,
-                Chunk {
-                    name,
-                    offset,
-                    bytes,
-                }
-                .encode(),
-            )
+            let chunk = Chunk {
+                name,
+                offset,
+                bytes,
+            };
+            into(outbox, Kind::Dump, chunk.encode())
         })?;
         Ok(Summary {
             images,
             pages,
             stdio_inodes,
-            neighbours,
+            neighbours: neighbours.unwrap_or_default(),
         })
     }
 
     fn send_changes(&mut self, outbox: &Outbox) -> Result<(), Cause> {
         let frozen = self.frozen();
+        let _step = frozen.spans.begin("send changed files");
         let parts = &frozen.parts;
         let snapshot = frozen
             .snapshot
@@ -346,6 +382,12 @@ impl Held for HeldDeparture {
         let mut sink = |record| into(outbox, Kind::Storage, record);
         send_changes(&upper, snapshot, &suspects, &mut sink)?;
         Ok(())
+    }
+
+    fn steps(&mut self) -> Vec<Step> {
+        self.0
+            .as_ref()
+            .map_or_else(Vec::new, |frozen| frozen.spans.take())
     }
 
     fn resume(mut self) -> Result<(), Cause> {

@@ -33,8 +33,8 @@ use crate::migration::message::Purpose;
 use crate::migration::source::{self, Ended, Services};
 use crate::migration::{Duplex, Entry, Hook, JournalState, Link};
 use crate::model::{
-    Compress, ContainerState, EventKind, Finding, MigrationId, MigrationOptions, Name, Outcome,
-    Progress, Side,
+    ContainerState, EventKind, Finding, MigrationId, MigrationOptions, Name, Outcome, Progress,
+    Side,
 };
 use crate::peer::{PeerBook, PeerStream, dial};
 
@@ -123,7 +123,7 @@ impl Migrations {
             .events
             .container(name, ContainerState::Migrating);
         let job = source::Job {
-            container: Departure::new(&self.context, id, to, record, pid, options.compress),
+            container: Departure::new(&self.context, id, to, record, pid, options.clone()),
             host: self.context.config.name.clone(),
             link: Link::new(stream, cancel.clone()),
             services: self.services(&entry, options, cancel),
@@ -147,7 +147,7 @@ impl Migrations {
         let stream = self.reach(to).await?;
         let id = MigrationId(rand::random());
         let (record, pid) = self.running(name).await?;
-        let departure = Departure::new(&self.context, id, to, record, pid, Compress::Auto);
+        let departure = Departure::new(&self.context, id, to, record, pid, options.clone());
         let link = Link::new(stream, CancellationToken::new());
         Ok(source::dry_run(id, departure, options, link).await?)
     }

@@ -1,0 +1,58 @@
+//! A CRIU that was started in good time: the freeze does not pay for its start.
+
+use crate::criu::{Criu, HideTable, Session, Spawn};
+use crate::memory::PageServer;
+
+use caps::{CapSet, Capability};
+
+use super::CheckpointError;
+
+/// A CRIU that waits for its container to be frozen. It has done nothing yet; dropping it ends it.
+#[derive(Debug)]
+pub struct Standby {
+    pub(super) session: Session,
+    pub(super) server: PageServer,
+    /// The page server's other end, as CRIU numbers it.
+    pub(super) page_server: i32,
+    /// Where it is told which pages it is not to see; none where it cannot be kept from seeing them.
+    pub(super) hide: Option<HideTable>,
+}
+
+impl Standby {
+    /// Starts it. With `hide` it can be told which pages are not its business ([`Criu::hides_pages`]).
+    ///
+    /// # Errors
+    /// When CRIU cannot be started.
+    pub fn start(criu: &Criu, hide: bool) -> Result<Self, CheckpointError> {
+        let (server, theirs) =
+            PageServer::pair(criu.version()).map_err(|source| CheckpointError::Memory {
+                operation: "sent",
+                source,
+            })?;
+        let failed = |source| CheckpointError::Criu {
+            operation: "dump",
+            source,
+        };
+        let mut spawn = Spawn {
+            limits_from_proc: !may_read_limits(),
+            spare_conntrack: true,
+            ..Spawn::default()
+        };
+        let page_server = spawn.pass(theirs);
+        spawn.hide = hide.then(HideTable::new).transpose().map_err(failed)?;
+        let hide = spawn.hide.clone();
+        let session = Session::start(criu, spawn).map_err(failed)?;
+        Ok(Self {
+            session,
+            server,
+            page_server,
+            hide,
+        })
+    }
+}
+
+/// Whether the kernel tells this process the limits of other users' tasks. Where that cannot be found out it is
+/// taken for granted, as it is for root nearly everywhere.
+fn may_read_limits() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(true)
+}
