@@ -1,4 +1,4 @@
-//! A container of this host on its way to another: the rooms' side of [`Movable`] and of what follows it.
+//! A container of this host on its way to another: the rooms' side of [`Movable`].
 
 use std::fs;
 use std::io;
@@ -8,21 +8,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::checkpoint::{
-    Held as HeldDump, Precopy, Standby, Subject, end_repair, for_each_chunk, mapped_files,
-};
+use crate::checkpoint::{Precopy, Standby, end_repair};
+use crate::container::Record;
 use crate::container::shim::Client;
-use crate::container::{Record, place};
 use crate::daemon::Context;
 use crate::memory::{HashTracker, Tracker};
-use crate::migration::codec::{Chunk, Kind};
-use crate::migration::{Cause, HandedOver, Held, Movable, Offer, Outbox, RoundStats, Summary};
+use crate::migration::codec::Kind;
+use crate::migration::{Cause, Movable, Offer, Outbox, RoundStats};
 use crate::model::{
-    Bytes, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Spans, Step,
+    Bytes, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Spans,
     TrackerChoice,
 };
-use crate::storage::{Snapshot, send_all, send_changes, tree_bytes};
+use crate::storage::{Snapshot, send_all, tree_bytes};
 
+use super::frozen::{Frozen, HeldDeparture};
 use super::remains;
 
 /// How long a container may take to stand still.
@@ -44,19 +43,19 @@ pub struct Departure {
 }
 
 /// What copies its memory, from the first round to the dump.
-struct Rounds {
-    precopy: Precopy,
-    standby: Standby,
+pub struct Rounds {
+    pub precopy: Precopy,
+    pub standby: Standby,
 }
 
 /// What is known of a container that leaves, whatever has become of it.
 #[derive(Clone)]
-struct Parts {
-    context: Arc<Context>,
-    id: MigrationId,
-    to: Name,
-    record: Record,
-    pid: i32,
+pub struct Parts {
+    pub context: Arc<Context>,
+    pub id: MigrationId,
+    pub to: Name,
+    pub record: Record,
+    pub pid: i32,
 }
 
 impl Departure {
@@ -88,11 +87,11 @@ impl Departure {
 }
 
 impl Parts {
-    fn name(&self) -> &Name {
+    pub fn name(&self) -> &Name {
         &self.record.spec.name
     }
 
-    fn directory(&self) -> PathBuf {
+    pub fn directory(&self) -> PathBuf {
         remains::directory(&self.context, self.id)
     }
 
@@ -102,7 +101,7 @@ impl Parts {
     }
 
     /// It runs here: gate open, tasks thawed, nothing of the migration left. Idempotent.
-    fn go_on(&self) -> Result<(), Cause> {
+    pub fn go_on(&self) -> Result<(), Cause> {
         let host = &self.context.host;
         let cgroup = host.cgroup(self.name());
         remains::wait_until_untraced(&cgroup, LET_GO_WITHIN);
@@ -131,17 +130,6 @@ impl Parts {
         announced?;
         cleared?;
         Ok(())
-    }
-
-    fn frozen(self, dump: Option<HeldDump>) -> HeldDeparture {
-        HeldDeparture(Some(Frozen {
-            parts: self,
-            snapshot: None,
-            stdio: None,
-            rounds: None,
-            dump,
-            spans: Spans::new(Instant::now),
-        }))
     }
 }
 
@@ -242,14 +230,15 @@ impl Movable for Departure {
             stdio,
             ..
         } = self;
-        Ok(HeldDeparture(Some(Frozen {
+        Ok(Frozen {
             parts,
             snapshot,
             stdio,
             rounds,
             dump: None,
             spans,
-        })))
+        }
+        .held())
     }
 }
 
@@ -274,166 +263,7 @@ impl Departure {
     }
 }
 
-struct Frozen {
-    parts: Parts,
-    snapshot: Option<Snapshot>,
-    stdio: Option<[u64; 2]>,
-    rounds: Option<Rounds>,
-    dump: Option<HeldDump>,
-    spans: Spans,
-}
-
-/// A container that is frozen, its gate closed. Dropping it resumes it.
-pub struct HeldDeparture(Option<Frozen>);
-
-impl HeldDeparture {
-    /// What a daemon before this one may have left of a container that was leaving.
-    pub fn after_restart(
-        context: &Arc<Context>,
-        id: MigrationId,
-        to: &Name,
-        record: Record,
-    ) -> Self {
-        let (context, to) = (Arc::clone(context), to.clone());
-        Parts {
-            context,
-            id,
-            to,
-            record,
-            pid: 0,
-        }
-        .frozen(None)
-    }
-
-    fn frozen(&mut self) -> &mut Frozen {
-        self.0
-            .as_mut()
-            .expect("held until it is resumed or handed over")
-    }
-}
-
-impl Frozen {
-    fn resume(self) -> Result<(), Cause> {
-        if let Some(dump) = self.dump {
-            dump.release();
-        }
-        self.parts.go_on()
-    }
-}
-
-impl Held for HeldDeparture {
-    type HandedOver = HandedOverDeparture;
-
-    fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
-        let frozen = self.frozen();
-        let (parts, spans) = (&frozen.parts, &frozen.spans);
-        let host = &parts.context.host;
-        let images = parts.directory().join("images");
-        let netns = host.netns(parts.name());
-        let subject = Subject {
-            pid: parts.pid,
-            cgroup: host.cgroup(parts.name()),
-            images: images.clone(),
-            netns_inode: fs::metadata(&netns)?.ino(),
-        };
-        let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
-        let Rounds {
-            mut precopy,
-            standby,
-        } = frozen
-            .rounds
-            .take()
-            .ok_or("the rounds of this migration are lost")?;
-        let out = |frame| into(outbox, Kind::Pages, frame);
-        let dump = HeldDump::dump(standby, &subject, &mut precopy, &out, spans)?;
-        let pages = dump.pages;
-        frozen.dump = Some(dump);
-        // Without them it asks anew, and its first answers are late.
-        let step = spans.begin("read the neighbours");
-        let neighbours = parts.context.network.neighbours(&netns);
-        drop(step);
-        let _step = spans.begin("send the images");
-        let images = for_each_chunk(&images, &mut |name, offset, bytes| {
-            let chunk = Chunk {
-                name,
-                offset,
-                bytes,
-            };
-            into(outbox, Kind::Dump, chunk.encode())
-        })?;
-        Ok(Summary {
-            images,
-            pages,
-            stdio_inodes,
-            neighbours: neighbours.unwrap_or_default(),
-        })
-    }
-
-    fn send_changes(&mut self, outbox: &Outbox) -> Result<(), Cause> {
-        let frozen = self.frozen();
-        let _step = frozen.spans.begin("send changed files");
-        let parts = &frozen.parts;
-        let snapshot = frozen
-            .snapshot
-            .as_ref()
-            .ok_or("the first pass of files is lost")?;
-        let suspects = mapped_files(&parts.context.host.cgroup(parts.name()))?;
-        let upper = parts.context.host.upper(parts.name());
-        let mut sink = |record| into(outbox, Kind::Storage, record);
-        send_changes(&upper, snapshot, &suspects, &mut sink)?;
-        Ok(())
-    }
-
-    fn steps(&mut self) -> Vec<Step> {
-        self.0
-            .as_ref()
-            .map_or_else(Vec::new, |frozen| frozen.spans.take())
-    }
-
-    fn resume(mut self) -> Result<(), Cause> {
-        self.0.take().map_or(Ok(()), Frozen::resume)
-    }
-
-    fn hand_over(mut self) -> HandedOverDeparture {
-        HandedOverDeparture(
-            self.0
-                .take()
-                .expect("held until it is resumed or handed over"),
-        )
-    }
-}
-
-impl Drop for HeldDeparture {
-    fn drop(&mut self) {
-        if let Some(Err(error)) = self.0.take().map(Frozen::resume) {
-            tracing::error!(%error, "a frozen container could not be resumed");
-        }
-    }
-}
-
-/// The frozen copy of a container that was handed over.
-pub struct HandedOverDeparture(Frozen);
-
-impl HandedOver for HandedOverDeparture {
-    fn settle(self) -> Result<(), Cause> {
-        let Frozen { parts, dump, .. } = self.0;
-        if let Some(Err(error)) = dump.map(HeldDump::kill) {
-            // A CRIU that was killed kills nobody; the cgroup's removal does.
-            tracing::warn!(container = %parts.name(), "CRIU did not kill the copy that was handed over: {error}");
-        }
-        parts.context.outputs().remove(parts.name());
-        place::remove(&parts.context.host, parts.name())?;
-        parts.context.leases.moved_away(parts.name(), &parts.to)?;
-        remains::remove_directory(&parts.directory())?;
-        Ok(())
-    }
-
-    fn take_back(self) -> Result<(), Cause> {
-        self.0.resume()
-    }
-}
-
-fn into(outbox: &Outbox, kind: Kind, payload: Vec<u8>) -> io::Result<()> {
+pub fn into(outbox: &Outbox, kind: Kind, payload: Vec<u8>) -> io::Result<()> {
     outbox.send(kind, payload).map_err(io::Error::other)
 }
 

@@ -7,6 +7,7 @@ mod arrival;
 mod board;
 mod departure;
 mod failpoint;
+mod frozen;
 mod incoming;
 mod obstacle;
 mod recover;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::departure::HeldDeparture;
+use super::frozen::HeldDeparture;
 use super::restored::RestoredArrival;
 use super::{Migrations, remains};
 use crate::container::{ContainerError, Record};

@@ -1,0 +1,189 @@
+//! A container of this host that is frozen: the rooms' side of [`Held`] and of what follows it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::departure::{Parts, Rounds, into};
+use super::remains;
+use crate::checkpoint::{Held as HeldDump, Subject, for_each_chunk, mapped_files};
+use crate::container::{Record, place};
+use crate::daemon::Context;
+use crate::migration::codec::{Chunk, Kind};
+use crate::migration::{Cause, HandedOver, Held, Outbox, Summary};
+use crate::model::{MigrationId, Name, Spans, Step};
+use crate::storage::{Snapshot, send_changes};
+
+/// What is known of a frozen container, and what it takes to move it or to let it go on.
+pub struct Frozen {
+    pub parts: Parts,
+    pub snapshot: Option<Snapshot>,
+    pub stdio: Option<[u64; 2]>,
+    pub rounds: Option<Rounds>,
+    pub dump: Option<HeldDump>,
+    pub spans: Spans,
+}
+
+/// A container that is frozen, its gate closed. Dropping it resumes it.
+pub struct HeldDeparture(Option<Frozen>);
+
+impl HeldDeparture {
+    /// What a daemon before this one may have left of a container that was leaving.
+    pub fn after_restart(
+        context: &Arc<Context>,
+        id: MigrationId,
+        to: &Name,
+        record: Record,
+    ) -> Self {
+        let (context, to) = (Arc::clone(context), to.clone());
+        let parts = Parts {
+            context,
+            id,
+            to,
+            record,
+            pid: 0,
+        };
+        Frozen {
+            parts,
+            snapshot: None,
+            stdio: None,
+            rounds: None,
+            dump: None,
+            spans: Spans::new(Instant::now),
+        }
+        .held()
+    }
+
+    fn frozen(&mut self) -> &mut Frozen {
+        self.0
+            .as_mut()
+            .expect("held until it is resumed or handed over")
+    }
+}
+
+impl Frozen {
+    /// The same, for a migration.
+    pub fn held(self) -> HeldDeparture {
+        HeldDeparture(Some(self))
+    }
+
+    fn resume(self) -> Result<(), Cause> {
+        if let Some(dump) = self.dump {
+            dump.release();
+        }
+        self.parts.go_on()
+    }
+}
+
+impl Held for HeldDeparture {
+    type HandedOver = HandedOverDeparture;
+
+    fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
+        let frozen = self.frozen();
+        let (parts, spans) = (&frozen.parts, &frozen.spans);
+        let host = &parts.context.host;
+        let images = parts.directory().join("images");
+        let netns = host.netns(parts.name());
+        let subject = Subject {
+            pid: parts.pid,
+            cgroup: host.cgroup(parts.name()),
+            images: images.clone(),
+            netns_inode: fs::metadata(&netns)?.ino(),
+        };
+        let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
+        let Rounds {
+            mut precopy,
+            standby,
+        } = frozen
+            .rounds
+            .take()
+            .ok_or("the rounds of this migration are lost")?;
+        let out = |frame| into(outbox, Kind::Pages, frame);
+        let dump = HeldDump::dump(standby, &subject, &mut precopy, &out, spans)?;
+        let pages = dump.pages;
+        frozen.dump = Some(dump);
+        // Without them it asks anew, and its first answers are late.
+        let step = spans.begin("read the neighbours");
+        let neighbours = parts.context.network.neighbours(&netns);
+        drop(step);
+        let _step = spans.begin("send the images");
+        let images = for_each_chunk(&images, &mut |name, offset, bytes| {
+            let chunk = Chunk {
+                name,
+                offset,
+                bytes,
+            };
+            into(outbox, Kind::Dump, chunk.encode())
+        })?;
+        Ok(Summary {
+            images,
+            pages,
+            stdio_inodes,
+            neighbours: neighbours.unwrap_or_default(),
+        })
+    }
+
+    fn send_changes(&mut self, outbox: &Outbox) -> Result<(), Cause> {
+        let frozen = self.frozen();
+        let _step = frozen.spans.begin("send changed files");
+        let parts = &frozen.parts;
+        let snapshot = frozen
+            .snapshot
+            .as_ref()
+            .ok_or("the first pass of files is lost")?;
+        let suspects = mapped_files(&parts.context.host.cgroup(parts.name()))?;
+        let upper = parts.context.host.upper(parts.name());
+        let mut sink = |record| into(outbox, Kind::Storage, record);
+        send_changes(&upper, snapshot, &suspects, &mut sink)?;
+        Ok(())
+    }
+
+    fn steps(&mut self) -> Vec<Step> {
+        self.0
+            .as_ref()
+            .map_or_else(Vec::new, |frozen| frozen.spans.take())
+    }
+
+    fn resume(mut self) -> Result<(), Cause> {
+        self.0.take().map_or(Ok(()), Frozen::resume)
+    }
+
+    fn hand_over(mut self) -> HandedOverDeparture {
+        HandedOverDeparture(
+            self.0
+                .take()
+                .expect("held until it is resumed or handed over"),
+        )
+    }
+}
+
+impl Drop for HeldDeparture {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.0.take().map(Frozen::resume) {
+            tracing::error!(%error, "a frozen container could not be resumed");
+        }
+    }
+}
+
+/// The frozen copy of a container that was handed over.
+pub struct HandedOverDeparture(Frozen);
+
+impl HandedOver for HandedOverDeparture {
+    fn settle(self) -> Result<(), Cause> {
+        let Frozen { parts, dump, .. } = self.0;
+        if let Some(Err(error)) = dump.map(HeldDump::kill) {
+            // A CRIU that was killed kills nobody; the cgroup's removal does.
+            tracing::warn!(container = %parts.name(), "CRIU did not kill the copy that was handed over: {error}");
+        }
+        parts.context.outputs().remove(parts.name());
+        place::remove(&parts.context.host, parts.name())?;
+        parts.context.leases.moved_away(parts.name(), &parts.to)?;
+        remains::remove_directory(&parts.directory())?;
+        Ok(())
+    }
+
+    fn take_back(self) -> Result<(), Cause> {
+        self.0.resume()
+    }
+}
