@@ -73,7 +73,7 @@ fn checks(facts: &HostFacts) -> Vec<Check> {
     };
     let mut checks = vec![check("criu", criu(facts))];
     checks.extend(facts.trackers.iter().map(tracker));
-    checks.push(check("dump without memory", facts.hides_pages.clone()));
+    checks.push(check("memory hidden from criu", facts.hides_pages.clone()));
     checks.push(check("lazy restore", facts.lazy_restore.clone()));
     checks.push(check("throttle", facts.throttle.clone()));
     checks
@@ -181,7 +181,7 @@ mod test {
                 "criu true version 4.2.1 moved a task of its own",
                 "tracker soft-dirty false the kernel is built without it",
                 "tracker hash true it needs nothing",
-                "dump without memory false criu is linked statically",
+                "memory hidden from criu false criu is linked statically",
                 "lazy restore true userfaultfd works",
                 "throttle false no cpu controller",
             ]

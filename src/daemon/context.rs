@@ -155,16 +155,7 @@ fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
 
 /// Whether CRIU can be kept from memory that was copied before, as its self-test has shown.
 fn hiding(criu: &Criu) -> Ability {
-    match criu.hides_pages() {
-        Ok(()) => Ability {
-            usable: true,
-            why: "the self-test has shown it".to_owned(),
-        },
-        Err(why) => Ability {
-            usable: false,
-            why: why.to_string(),
-        },
-    }
+    Ability::shown(criu.hides_pages(), "the self-test has shown it")
 }
 
 fn try_criu(config: &Config) -> Result<(Criu, bool), CriuError> {

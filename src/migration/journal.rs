@@ -1,6 +1,6 @@
 //! What each host swears to, on disk, before it acts on it.
 //!
-//! One file per migration (see [`record`]), synced before the call returns. The states and what follows from them
+//! One file per migration (see `record`), synced before the call returns. The states and what follows from them
 //! are in the table at the head of [`super`].
 
 use std::fs::{self, File};

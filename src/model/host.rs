@@ -50,6 +50,22 @@ pub struct Ability {
     pub why: String,
 }
 
+impl Ability {
+    /// What a test has shown: `proof` where it passed, its error where it did not.
+    pub fn shown<E: fmt::Display>(found: Result<(), E>, proof: impl Into<String>) -> Self {
+        match found {
+            Ok(()) => Self {
+                usable: true,
+                why: proof.into(),
+            },
+            Err(error) => Self {
+                usable: false,
+                why: error.to_string(),
+            },
+        }
+    }
+}
+
 impl Default for Ability {
     /// It has not been found out, so it is not counted on.
     fn default() -> Self {
