@@ -22,6 +22,15 @@ need_root() {
 # version_at_least HAVE WANT: dotted versions, as Debian compares them.
 version_at_least() { dpkg --compare-versions "$1" ge "$2"; }
 
+# The mirror this machine takes Debian from.
+mirror() {
+  local uri
+  # shellcheck disable=SC2016 # apt's own variable
+  uri=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null |
+    grep -E '^https?://.*/debian/?$' | head -n 1 || :)
+  echo "${uri:-http://deb.debian.org/debian}"
+}
+
 # The mount point of the cgroup v2 hierarchy on this machine, pure or hybrid.
 cgroup2_mount() {
   local mount
@@ -70,3 +79,12 @@ build_release() {
   GODWIT_BIN=${CARGO_TARGET_DIR:-$GODWIT_TREE/target}/release/godwit
   export GODWIT_BIN
 }
+
+# The factor by which this lab is slower than a machine of its own, for every time limit.
+slow=1
+lab_slow() {
+  slow=${GODWIT_SLOW:-$(cat "${GODWIT_LAB_DIR:-/var/tmp/godwit-lab}/slow" 2>/dev/null || echo 1)}
+}
+
+# patience SECONDS: how long to wait in this lab for what takes at most that long elsewhere.
+patience() { echo $(($1 * slow)); }

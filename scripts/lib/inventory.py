@@ -19,14 +19,16 @@ TMPFS_SLACK = 128 * 1024
 
 
 def processes():
-    """pid → command line, for all but this program and those that brought it here."""
+    """pid → command line, for all but this program, those that brought it here, and the kernel's own threads."""
     mine, pid = set(), os.getpid()
     while pid:
         mine.add(pid)
         pid = parent(pid)
     found = {}
+    has_kernel = name_of(2) == "kthreadd"
     for entry in os.listdir("/proc"):
-        if not entry.isdigit() or int(entry) in mine:
+        # Where this host has a kernel of its own, 2 is the parent of that one's threads.
+        if not entry.isdigit() or int(entry) in mine or (has_kernel and 2 in (int(entry), parent(entry))):
             continue
         try:
             with open(f"/proc/{entry}/cmdline", "rb") as file:
@@ -48,6 +50,14 @@ def parent(pid):
             return int(file.read().rsplit(")", 1)[1].split()[1])
     except OSError:
         return 0
+
+
+def name_of(pid):
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def mounts(pids):

@@ -1,20 +1,21 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # what is set here is used by those who source it
-# The lab on one kernel: its places, its hosts, the way into them. Sourced after base.sh.
+# The lab: its places, its hosts, the way into them. Sourced after base.sh.
 #
-# A host is one process, pid 1 of a pid namespace, with net, mount, uts, ipc and cgroup namespaces of its
-# own. Nothing is pinned anywhere: kill that process and the kernel takes back all of it, as a power cut
-# would. The switch is one more such process that has only a network.
+# A host is one process. With the netns backend it is pid 1 of a pid namespace, with net, mount, uts, ipc and
+# cgroup namespaces of its own; with the vm backend it is a QEMU, with a kernel and a systemd of its own.
+# Nothing is pinned anywhere: kill that process and all of it is gone, as after a power cut. The switch is one
+# more such process that has only a network, and the client is namespaces with either backend.
 #
 #                    switch
 #          ┌──────────────────────────┐
 #   eth0 ──┤ lan   10.77.0.0/24       │   daemons speak to each other
 #   eth1 ──┤ wire  10.88.0.0/24       │   containers and clients speak here
+#   lab0 ──┤ door  10.99.0.0/24       │   virtual machines only: the lab's own way into them
 #          └──────────────────────────┘
 
 LAB_DIR=${GODWIT_LAB_DIR:-/var/tmp/godwit-lab}
 LAB_CACHE=${GODWIT_LAB_CACHE:-/var/cache/godwit-lab}
-LAB_HOSTS=(alpha beta client)
 LAB_PEER_PORT=7117
 # The path of a host's own tools, inside it.
 LAB_INSIDE=/run/lab
@@ -32,17 +33,25 @@ lab_cgroup_name() {
 
 lab_cgroup() { echo "$(cgroup2_mount)/$(lab_cgroup_name)"; }
 
-lab_address() {
+# What `up` has written down for the commands that come after it.
+lab_fact() { cat "$LAB_DIR/$1" 2>/dev/null || echo "$2"; }
+read -ra LAB_HOSTS <<<"$(lab_fact names "alpha beta client")"
+lab_slow
+
+lab_number() {
   case $1 in
-    alpha) echo 10.77.0.1 ;;
-    beta) echo 10.77.0.2 ;;
-    client) echo 10.77.0.3 ;;
+    alpha) echo 1 ;;
+    beta) echo 2 ;;
+    client) echo 3 ;;
+    gamma) echo 4 ;;
     *) return 1 ;;
   esac
 }
 
-lab_has_host() { lab_address "$1" >/dev/null; }
-lab_has_daemon() { [ "$1" = alpha ] || [ "$1" = beta ]; }
+lab_address() { echo "10.77.0.$(lab_number "$1")"; }
+lab_has_host() { [[ " ${LAB_HOSTS[*]} " == *" $1 "* ]]; }
+lab_has_daemon() { [[ $1 =~ ^(alpha|beta|gamma)$ ]]; }
+lab_is_vm() { lab_has_daemon "$1" && [ "$(lab_fact backend netns)" = vm ]; }
 
 # A process is known by its pid and its start time, so that a number used again is not mistaken for it.
 lab_start_time() {
@@ -62,28 +71,10 @@ lab_pid() {
   echo "$pid"
 }
 
-# lab_enter HOST CMD…: becomes CMD on that host. Everything started this way is in the host's cgroup and
-# goes down with it.
+# lab_enter HOST CMD…: becomes CMD on that host. Everything started this way goes down with the host.
 lab_enter() {
-  local host=$1 pid cgroup path=$PATH
-  shift
-  pid=$(lab_pid "$host") || die "$host is down: run 'scripts/lab up'"
-  cgroup=$(lab_cgroup)/$host/shell
-  echo "$BASHPID" >"$cgroup/cgroup.procs"
-  [ ! -d "/proc/$pid/root$LAB_INSIDE/bin" ] || path=$LAB_INSIDE/bin:$path
-  local env=(PATH="$path" LAB_HOST="$host")
-  if lab_has_daemon "$host"; then
-    # The hosts have no way out of the lab; package downloads go through a proxy on their loopback.
-    env+=({http,https}_proxy="http://127.0.0.1:$LAB_PROXY_PORT" no_proxy="localhost,127.0.0.1")
-  fi
-  exec nsenter --target "$pid" --mount --net --pid --uts --ipc --cgroup -- \
-    env -C "$(lab_cwd "$pid")" "${env[@]}" "$@"
-}
-LAB_PROXY_PORT=3142
-
-# The caller's directory, where the host has it too.
-lab_cwd() {
-  if [ -d "/proc/$1/root$PWD" ]; then echo "$PWD"; else echo /; fi
+  lab_pid "$1" >/dev/null || die "$1 is down: run 'scripts/lab up'"
+  if lab_is_vm "$1"; then vm_enter "$@"; else netns_enter "$@"; fi
 }
 
 # lab_on HOST CMD…: the same, and comes back with the exit status.
@@ -98,7 +89,7 @@ lab_on_switch() {
 
 # wait_for SECONDS CMD…: until CMD succeeds.
 wait_for() {
-  local tries=$(($1 * 20))
+  local tries=$(($(patience "$1") * 20))
   shift
   until "$@"; do
     tries=$((tries - 1))

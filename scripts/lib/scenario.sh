@@ -16,7 +16,7 @@ fail() {
 }
 
 # open_lab DIR [ARG…]: a fresh lab in a directory of its own, and a scratch directory in $scratch; both go
-# when the script ends, however it ends.
+# when the script ends, however it ends. GODWIT_LAB_BACKEND says of which kind its hosts are.
 open_lab() {
   export GODWIT_LAB_DIR=$1
   shift
@@ -27,19 +27,17 @@ open_lab() {
   trap 'exit 130' INT TERM HUP
   "$LAB" down 8>&-
   "$LAB" up "$@" 8>&-
+  lab_slow
 }
 
-# Keeps the daemons' logs when the script failed, and never hides that it did.
+# Keeps what tells why, when the script failed, and never hides that it did.
 close_lab() {
   local status=$?
   trap - EXIT
   if [ "$status" != 0 ] && [ "$status" != 77 ] && [ -n "${GODWIT_LOGS:-}" ]; then
     mkdir -p "$GODWIT_LOGS"
     cp -r "$scratch" "$GODWIT_LOGS/scratch" 2>/dev/null || :
-    local host
-    for host in alpha beta client; do
-      cp "$GODWIT_LAB_DIR/$host/daemon.log" "$GODWIT_LOGS/$host.log" 2>/dev/null || :
-    done
+    "$LAB" collect "$GODWIT_LOGS" 8>&- || :
     warn "logs: $GODWIT_LOGS"
   fi
   if "$LAB" down 8>&-; then
@@ -101,7 +99,7 @@ start_redis() {
 
 # wait_until SECONDS WHAT CMD…
 wait_until() {
-  local deadline=$((SECONDS + $1)) what=$2
+  local deadline=$((SECONDS + $(patience "$1"))) what=$2
   shift 2
   until "$@" >/dev/null 2>&1; do
     [ "$SECONDS" -lt "$deadline" ] || fail "not within the time: $what"
@@ -113,7 +111,7 @@ wait_until() {
 client() {
   local verb=$1
   shift
-  on client python3 "$CLIENT" "$verb" --host "$address" --state "$scratch/keys.json" "$@"
+  on client python3 "$CLIENT" "$verb" --host "$address" --state "$scratch/keys.json" --patience "$(patience 60)" "$@"
 }
 
 # start_client [ARG…]: in the background, until stop_client.
