@@ -4,19 +4,21 @@ use std::env;
 use std::path::Path;
 
 fn main() {
-    println!("cargo:rerun-if-changed=src/criu/preload.c");
+    let sources = ["src/criu/preload.c", "src/criu/preload_tar.c"];
+    for source in sources.iter().chain(&["src/criu/preload.h"]) {
+        println!("cargo:rerun-if-changed={source}");
+    }
     println!("cargo:rerun-if-changed=src/criu/build.rs");
     let out = env::var("OUT_DIR").expect("cargo sets it for build scripts");
     let object = Path::new(&out).join("preload.so");
     let mut compiler = cc::Build::new().opt_level(2).get_compiler().to_command();
     compiler.args(["-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-s"]);
-    compiler
-        .arg("-o")
-        .arg(object)
-        .arg("src/criu/preload.c")
-        .arg("-ldl");
+    compiler.arg("-o").arg(object).args(sources).arg("-ldl");
     let status = compiler
         .status()
         .expect("a C compiler is installed by scripts/setup");
-    assert!(status.success(), "src/criu/preload.c does not compile");
+    assert!(
+        status.success(),
+        "what is preloaded into CRIU does not compile"
+    );
 }

@@ -1,6 +1,7 @@
 /*
- * Preloaded into a CRIU that dumps. It answers three questions that CRIU asks the kernel, each only when an
- * environment variable says so; every other call goes through unchanged.
+ * Preloaded into a CRIU. It answers three questions that CRIU asks the kernel, and does the work of one program
+ * that CRIU starts (preload_tar.c), each only when an environment variable says so; every other call goes through
+ * unchanged.
  *
  * GODWIT_CRIU_LIMITS: "what are this task's limits?", prlimit(2), which the kernel refuses without
  * CAP_SYS_RESOURCE for a task of another user (kernel/sys.c, check_prlimit_permission), although it shows the same
@@ -35,12 +36,14 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "preload.h"
+
 #define NEXT(function)                                                        \
 	static typeof(&function) next;                                        \
 	if (!next)                                                            \
 	*(void **)&next = dlsym(RTLD_NEXT, #function)
 
-static int answer_limits, answer_conntrack, hide_table = -1;
+static int answer_limits, answer_conntrack, replace_tar, hide_table = -1;
 
 /* Programs that CRIU starts in their turn are none of our business. */
 static const char *take(const char *name)
@@ -57,6 +60,7 @@ __attribute__((constructor)) static void begin(void)
 
 	answer_limits = take("GODWIT_CRIU_LIMITS") != NULL;
 	answer_conntrack = take("GODWIT_CRIU_CONNTRACK") != NULL;
+	replace_tar = take("GODWIT_CRIU_TAR") != NULL;
 	if (table) {
 		hide_table = atoi(table);
 		fcntl(hide_table, F_SETFD, FD_CLOEXEC);
@@ -411,4 +415,12 @@ ssize_t recvmsg(int fd, struct msghdr *message, int flags)
 	message->msg_controllen = 0;
 	message->msg_flags = 0;
 	return sizeof(done);
+}
+
+int execvp(const char *file, char *const argv[])
+{
+	NEXT(execvp);
+	if (replace_tar && strcmp(file, "tar") == 0)
+		instead_of_tar(argv);
+	return next(file, argv);
 }

@@ -12,6 +12,7 @@ pub mod namespace;
 pub mod netns;
 pub mod packet;
 pub mod pagemap;
+pub mod perf;
 pub mod pidfd;
 pub mod process;
 pub mod process_memory;
