@@ -214,8 +214,11 @@ mod test {
         bytes[10] <= 1 && bytes[11] == !bytes[13] && bytes[12] == !bytes[14]
     }
 
+    /// Mode, owner, group, device, time and content of a name.
+    type Facts = (u32, u32, u32, u64, i64, Vec<u8>);
+
     /// Everything there is to know about a tree.
-    fn facts(root: &Path) -> BTreeMap<PathBuf, (u32, u32, u32, u64, i64, Vec<u8>)> {
+    fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
         let mut facts = BTreeMap::new();
         let mut next = vec![root.to_owned()];
         while let Some(path) = next.pop() {
