@@ -29,7 +29,7 @@ mod send;
 mod sink;
 mod space;
 mod store;
-mod tracker;
+pub mod tracker;
 pub mod wire;
 
 pub use error::MemoryError;
@@ -44,4 +44,5 @@ pub use space::{Entry, PageFlags, Space};
 pub use store::{Complete, PageStore, StoredSpace};
 pub use tracker::{
     HashTracker, OwnedRange, OwnedSpace, Residual, RoundStats, Seen, SentPages, Target, Tracker,
+    UffdWpTracker,
 };

@@ -40,6 +40,12 @@ impl Categories {
     /// It is a guard page, which has no content and never will (6.15 in scans).
     pub const GUARD: Self = Self(1 << 8);
 
+    /// These and `other`.
+    #[must_use]
+    pub const fn union(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether all of `other` are among these.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -55,7 +61,7 @@ impl BitOr for Categories {
     type Output = Self;
 
     fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
+        self.union(other)
     }
 }
 

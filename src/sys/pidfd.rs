@@ -14,6 +14,19 @@ pub fn open(pid: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// A descriptor of the thread with this id, where the kernel has such (6.9).
+pub fn open_thread(tid: i32) -> io::Result<OwnedFd> {
+    // PIDFD_THREAD.
+    let flags = libc::O_EXCL;
+    // SAFETY: no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, tid, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// A duplicate of a file descriptor of another process (pidfd_getfd(2)).
 pub fn descriptor(process: BorrowedFd<'_>, number: i32) -> io::Result<OwnedFd> {
     // SAFETY: the call takes numbers alone, and what it returns is a new descriptor that nobody else owns.

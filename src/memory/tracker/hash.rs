@@ -4,13 +4,12 @@ use std::ops::Range;
 
 use super::super::space::Space;
 use super::super::{MemoryError, Sender};
-use super::own::{self, Look};
-use super::read::{self, Judge};
+use super::own::{self, Unknown};
+use super::read;
 use super::segment::Segments;
 use super::task::{FileSystems, Task};
 use super::{Residual, RoundStats, SentPages, Target, Tracker};
 use crate::model::TrackerChoice;
-use crate::sys::pagemap::Categories;
 
 /// Every round reads every page that has content and compares its hash with what was sent.
 ///
@@ -61,17 +60,10 @@ impl Tracker for HashTracker {
         targets: &[Target],
         sender: &mut Sender<'_>,
     ) -> Result<Residual, MemoryError> {
-        let look = Look {
-            tell: Categories::NONE,
-            unsent: &|_| true,
-            judge: Judge::Compared,
-            special: true,
-            lazy: &|_| true,
-        };
         let mut residual = Residual::default();
         for target in targets {
             let systems = &mut self.file_systems;
-            let space = own::look(*target, &look, systems, &self.sent, sender)?;
+            let space = own::look(*target, &Unknown, systems, &self.sent, sender)?;
             residual.spaces.extend(space);
         }
         sender.flush()?;

@@ -75,6 +75,21 @@ fn is_kernel_s(path: &str) -> bool {
         .any(|name| path.starts_with(name))
 }
 
+/// Where code is in the text of a maps file: the kernel's own (vdso) first, which is always in memory.
+pub fn code(text: &str) -> Vec<Range<u64>> {
+    let code = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let range = addresses(fields.next()?)?;
+        let executable = fields.next()?.as_bytes().get(2) == Some(&b'x');
+        let path = fields.nth(3).unwrap_or_default();
+        let can_be_read = executable && path != "[vsyscall]";
+        can_be_read.then_some((path != "[vdso]", range))
+    };
+    let mut found: Vec<_> = text.lines().filter_map(code).collect();
+    found.sort_by_key(|(not_vdso, _)| *not_vdso);
+    found.into_iter().map(|(_, range)| range).collect()
+}
+
 fn addresses(field: &str) -> Option<Range<u64>> {
     let (start, end) = field.split_once('-')?;
     let start = u64::from_str_radix(start, 16).ok()?;
@@ -131,6 +146,10 @@ mod test {
 7fff00004000-7fff00002000 rw-p 00000000 00:00 0
 ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]
 ";
+        assert_eq!(
+            code(text),
+            [0x7fff_0000_0000..0x7fff_0000_2000, 0x40_0000..0x45_2000]
+        );
         let private = |range, executable, file| {
             Mapping::Private(Private {
                 range,

@@ -20,17 +20,24 @@
 //! then the final dump, whose parent is the last of them, with `DumpSink::new(…).after(&rounds)`.
 
 mod hash;
+mod inject;
+mod list;
 mod maps;
+mod offered;
 mod own;
 mod read;
 mod residual;
 mod segment;
 mod sent;
 mod task;
+mod uffd_wp;
+mod watch;
 
 pub use hash::HashTracker;
+pub use offered::{choose, offered};
 pub use residual::{OwnedRange, OwnedSpace, Residual};
 pub use sent::{Seen, SentPages};
+pub use uffd_wp::UffdWpTracker;
 
 use super::{MemoryError, Sender};
 use crate::model::{Pages, TrackerChoice};
@@ -88,3 +95,6 @@ pub trait Tracker: Send {
     /// writes could not be tracked.
     fn sent(&self) -> &SentPages;
 }
+
+#[cfg(test)]
+mod test;

@@ -4,36 +4,99 @@ use std::ops::Range;
 
 use super::super::space::Space;
 use super::super::{MemoryError, Sender};
+use super::list::List;
 use super::maps::{Private, Special};
 use super::read::Judge;
-use super::residual::extend;
 use super::task::{FileSystems, Task};
 use super::{OwnedSpace, RoundStats, SentPages, Target};
 use crate::model::PAGE_SIZE;
 use crate::sys::pagemap::{Categories, OWN, Query, Run};
 
-/// Which of the pages that exist are unsent.
-pub type Unsent<'a> = dyn Fn(&Run) -> bool + 'a;
+/// A run of pages of a mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub pages: Range<u64>,
+    pub kind: Kind,
+}
 
-/// How to look.
-pub struct Look<'a> {
-    /// What is told of each page.
-    pub tell: Categories,
-    /// Which are unsent.
-    pub unsent: &'a Unsent<'a>,
+/// What there is to do about a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The destination has it.
+    Sent,
+    /// It does not, or that is not known.
+    Unsent,
+    /// It has no content and is left to CRIU.
+    Guard,
+}
+
+/// How a tracker looks at a task that it knows.
+pub trait Look {
     /// How it is known what is news among the unsent.
-    pub judge: Judge,
-    /// Whether to look for locked mappings and the like where nothing hints at them.
-    pub special: bool,
-    /// Whether a mapping can be filled in later, as far as is known otherwise.
-    pub lazy: &'a dyn Fn(&Range<u64>) -> bool,
+    fn judge(&self) -> Judge;
+
+    /// The pages of a mapping, ascending.
+    fn pages(&self, task: &Task, mapping: &Private) -> Result<Vec<Found>, MemoryError>;
+
+    /// Whether a mapping can be filled in behind a restore, where `smaps` was not asked. None where only `smaps`
+    /// knows.
+    fn lazy(&self, task: &Task, mapping: &Private) -> Option<bool>;
+}
+
+/// Nothing is known: every page is compared with what was sent.
+#[derive(Debug)]
+pub struct Unknown;
+
+impl Look for Unknown {
+    fn judge(&self) -> Judge {
+        Judge::Compared
+    }
+
+    fn pages(&self, task: &Task, mapping: &Private) -> Result<Vec<Found>, MemoryError> {
+        scan(task, mapping, Categories::NONE, &mut |_| Kind::Unsent)
+    }
+
+    fn lazy(&self, _: &Task, _: &Private) -> Option<bool> {
+        None
+    }
+}
+
+/// The pages of a mapping, and of each what `kind` takes it for, by what `tell` asks for.
+pub fn scan(
+    task: &Task,
+    mapping: &Private,
+    tell: Categories,
+    kind: &mut dyn FnMut(&Run) -> Kind,
+) -> Result<Vec<Found>, MemoryError> {
+    let query = Query {
+        tell: tell | Categories::GUARD | Categories::PRESENT,
+        ..OWN
+    };
+    let mut found: Vec<Found> = Vec::new();
+    task.pages(&mapping.range, query, &mut |run| {
+        let kind = if run.categories.contains(Categories::GUARD) {
+            Kind::Guard
+        } else {
+            kind(&run)
+        };
+        match found.last_mut() {
+            Some(last) if last.kind == kind && last.pages.end == run.start => {
+                last.pages.end = run.end;
+            }
+            _ => found.push(Found {
+                pages: run.start..run.end,
+                kind,
+            }),
+        }
+    })?;
+    Ok(found)
 }
 
 /// Lists every private page of a frozen task, and which are unsent; sends those of them at once that are in
 /// executable mappings. None where the task has no memory.
 pub fn look(
     target: Target,
-    look: &Look<'_>,
+    look: &dyn Look,
     file_systems: &mut FileSystems,
     sent: &SentPages,
     sender: &mut Sender<'_>,
@@ -44,69 +107,48 @@ pub fn look(
     if task.mappings.is_empty() {
         return Ok(None);
     }
-    let special = task.special(look.special)?;
     let stacks = task.stacks();
     let mappings = task.private(file_systems);
-    let Task {
-        pid,
-        pagemap,
-        memory,
-        ..
-    } = task;
-    let scan = |range: &Range<u64>, each: &mut dyn FnMut(Run)| {
-        let query = Query {
-            tell: look.tell | Categories::GUARD | Categories::PRESENT,
-            ..OWN
-        };
-        crate::sys::pagemap::pages(&pagemap, range.clone(), query, each).map_err(|source| {
-            MemoryError::Task {
-                operation: "read the page table",
-                pid,
-                source,
-            }
-        })
-    };
-    let mut space = OwnedSpace {
-        pid,
-        space: Space::Task(target.vpid),
-        ranges: Vec::new(),
-        list: Vec::new(),
-        memory,
-        unsent: Vec::new(),
-        judge: look.judge,
-    };
-    let mut at_once = Vec::new();
+    let mut special = task.special(false)?;
+    let mut special_is_known = false;
+    let mut list = List::default();
     for mapping in mappings {
-        let Private {
-            range, executable, ..
-        } = &mapping;
-        let kind = kind(&special, range);
-        if kind.shadow_stack {
+        let found = look.pages(&task, &mapping)?;
+        if kind(&special, &mapping.range).shadow_stack || !readable(&task, &found) {
             continue;
         }
-        let mut runs = Vec::new();
-        scan(range, &mut |run| runs.push(run))?;
-        if !readable(&space, &runs) {
-            continue;
-        }
-        let guard = |run: &Run| run.categories.contains(Categories::GUARD);
-        space.own(range.clone(), runs.iter().any(guard));
-        let lazy = mapping.file.is_none() && !kind.eager && stacks.is_some() && (look.lazy)(range);
-        for run in runs.iter().filter(|run| !guard(run)) {
-            let pages = run.start..run.end;
-            space.list(pages.clone(), lazy, stacks.as_deref().unwrap_or_default());
-            if (look.unsent)(run) {
-                let unsent = if *executable {
-                    &mut at_once
-                } else {
-                    &mut space.unsent
-                };
-                extend(unsent, pages);
+        let may_be_lazy = mapping.file.is_none() && stacks.is_some();
+        let lazy = match look.lazy(&task, &mapping).filter(|_| may_be_lazy) {
+            _ if !may_be_lazy => false,
+            Some(lazy) => lazy,
+            None => {
+                if !special_is_known {
+                    special = task.special(true)?;
+                    special_is_known = true;
+                }
+                true
             }
-        }
+        };
+        let lazy = lazy && !kind(&special, &mapping.range).eager;
+        list.add(
+            &mapping,
+            &found,
+            lazy,
+            stacks.as_deref().unwrap_or_default(),
+        );
     }
+    let space = OwnedSpace {
+        pid: task.pid,
+        space: Space::Task(target.vpid),
+        ranges: list.ranges,
+        list: list.list,
+        memory: task.memory,
+        unsent: list.unsent,
+        judge: look.judge(),
+    };
     let mut stats = RoundStats::default();
-    space.send(at_once.into_iter(), sent, sender, &mut stats)?;
+    let at_once = list.at_once.into_iter();
+    space.send(at_once, sent, sender, &mut stats)?;
     Ok(Some(space))
 }
 
@@ -116,12 +158,11 @@ fn kind(special: &[(Range<u64>, Special)], range: &Range<u64>) -> Special {
 }
 
 /// Whether the first page of these can be read. What cannot be is left to CRIU.
-fn readable(space: &OwnedSpace, runs: &[Run]) -> bool {
-    let guard = |run: &&Run| run.categories.contains(Categories::GUARD);
-    let Some(first) = runs.iter().find(|run| !guard(run)) else {
+fn readable(task: &Task, found: &[Found]) -> bool {
+    let Some(first) = found.iter().find(|found| found.kind != Kind::Guard) else {
         return true;
     };
     let mut page = [0; PAGE_SIZE as usize];
-    let read = space.memory.read(first.start, &mut page);
+    let read = task.memory.read(first.pages.start, &mut page);
     read.is_ok_and(|read| read == page.len())
 }

@@ -2,11 +2,10 @@
 
 use std::ops::Range;
 
-use super::super::space::{Entry, PageFlags, Space};
+use super::super::space::{Entry, Space};
 use super::super::{MemoryError, Sender};
 use super::read::{self, Judge};
 use super::{RoundStats, SentPages};
-use crate::model::PAGE_SIZE;
 use crate::sys::process_memory::ProcessMemory;
 
 /// What a tracker's last look at frozen tasks has found.
@@ -83,59 +82,6 @@ impl OwnedSpace {
             }),
         }
     }
-
-    /// Adds a mapping to the ranges.
-    pub(super) fn own(&mut self, range: Range<u64>, guards: bool) {
-        match self.ranges.last_mut() {
-            Some(last) if last.range.end == range.start && last.guards == guards => {
-                last.range.end = range.end;
-            }
-            _ => self.ranges.push(OwnedRange { range, guards }),
-        }
-    }
-
-    /// Adds pages to the list. `stacks` are the addresses of pages that a thread's stack pointer points into: CRIU
-    /// wants them at once.
-    pub(super) fn list(&mut self, run: Range<u64>, lazy: bool, stacks: &[u64]) {
-        let eager = PageFlags::PRESENT;
-        if !lazy {
-            return note(&mut self.list, run, eager);
-        }
-        let mut at = run.start;
-        let within = stacks.iter().filter(|page| run.contains(page));
-        for page in within {
-            note(&mut self.list, at..*page, eager.with(PageFlags::LAZY));
-            at = page + PAGE_SIZE;
-            note(&mut self.list, *page..at, eager);
-        }
-        note(&mut self.list, at..run.end, eager.with(PageFlags::LAZY));
-    }
-}
-
-/// Adds a run to a list that ends before it.
-fn note(list: &mut Vec<Entry>, run: Range<u64>, flags: PageFlags) {
-    let mut vaddr = run.start;
-    while vaddr < run.end {
-        let pages = u32::try_from((run.end - vaddr) / PAGE_SIZE).unwrap_or(u32::MAX);
-        match list.last_mut() {
-            Some(last) if last.end() == vaddr && last.flags == flags => {
-                match last.pages.checked_add(pages) {
-                    Some(whole) => last.pages = whole,
-                    None => list.push(Entry {
-                        vaddr,
-                        pages,
-                        flags,
-                    }),
-                }
-            }
-            _ => list.push(Entry {
-                vaddr,
-                pages,
-                flags,
-            }),
-        }
-        vaddr += u64::from(pages) * PAGE_SIZE;
-    }
 }
 
 /// Adds a run to runs that end before it.
@@ -143,65 +89,5 @@ pub(super) fn extend(runs: &mut Vec<Range<u64>>, run: Range<u64>) {
     match runs.last_mut() {
         Some(last) if last.end == run.start => last.end = run.end,
         _ => runs.push(run),
-    }
-}
-
-#[cfg(test)]
-mod test {
-    use super::*;
-
-    fn space() -> OwnedSpace {
-        OwnedSpace {
-            pid: 1,
-            space: Space::Task(1),
-            ranges: Vec::new(),
-            list: Vec::new(),
-            memory: ProcessMemory::open(std::process::id().cast_signed()).unwrap(),
-            unsent: Vec::new(),
-            judge: Judge::Tracked,
-        }
-    }
-
-    #[test]
-    fn pages_under_a_stack_pointer_are_not_lazy() {
-        let mut space = space();
-        let stacks = [0x1000, 0x4000, 0x8000];
-        space.list(0x1000..0x3000, true, &stacks);
-        space.list(0x3000..0x5000, true, &stacks);
-        space.list(0x5000..0x6000, true, &stacks);
-        space.list(0x8000..0xa000, false, &stacks);
-        let found: Vec<_> = space
-            .list
-            .iter()
-            .map(|e| (e.vaddr, e.pages, e.flags.bits()))
-            .collect();
-        assert_eq!(
-            found,
-            [
-                (0x1000, 1, 4),
-                (0x2000, 2, 6),
-                (0x4000, 1, 4),
-                (0x5000, 1, 6),
-                (0x8000, 2, 4),
-            ]
-        );
-    }
-
-    #[test]
-    fn mappings_that_follow_each_other_are_one_range() {
-        let mut space = space();
-        space.own(0x1000..0x2000, false);
-        space.own(0x2000..0x3000, false);
-        space.own(0x3000..0x4000, true);
-        space.own(0x5000..0x6000, true);
-        let ranges: Vec<_> = space.ranges.iter().map(|r| (&r.range, r.guards)).collect();
-        assert_eq!(
-            ranges,
-            [
-                (&(0x1000..0x3000), false),
-                (&(0x3000..0x4000), true),
-                (&(0x5000..0x6000), true),
-            ]
-        );
     }
 }

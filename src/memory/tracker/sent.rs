@@ -62,6 +62,11 @@ impl SentPages {
         }
     }
 
+    /// Nothing of this space is taken for sent any more.
+    pub fn forget(&mut self, space: Space) {
+        self.blocks.retain(|(other, _), _| *other != space);
+    }
+
     /// The memory this table takes.
     pub fn size(&self) -> Bytes {
         Bytes(self.blocks.len() as u64 * (BLOCK * 16 + 48))
@@ -120,6 +125,16 @@ mod test {
         assert_eq!(sent.compare(TASK, 0x1000, &other), Seen::Changed);
         assert_eq!(sent.update(TASK, 0x1000, &other), Seen::Changed);
         assert_eq!(sent.compare(TASK, 0x1000, &ONE), Seen::Changed);
+    }
+
+    #[test]
+    fn what_is_forgotten_is_news_again() {
+        let mut sent = SentPages::default();
+        sent.update(TASK, 0x1000, &ONE);
+        sent.update(Space::Task(2), 0x1000, &ONE);
+        sent.forget(TASK);
+        assert_eq!(sent.update(TASK, 0x1000, &ONE), Seen::Changed);
+        assert_eq!(sent.update(Space::Task(2), 0x1000, &ONE), Seen::Known);
     }
 
     #[test]

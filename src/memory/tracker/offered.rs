@@ -1,0 +1,99 @@
+//! Which trackers this kernel has, found out by trying.
+
+use std::fs::File;
+use std::io;
+
+use super::inject::Refusal;
+use super::{HashTracker, Tracker, UffdWpTracker};
+use crate::model::{TrackerChoice, TrackerOffer};
+use crate::sys::pagemap::{self, Categories, Query};
+use crate::sys::userfaultfd::{
+    self, FEATURE_WP_ASYNC, FEATURE_WP_UNPOPULATED, MODE_WP, USER_MODE_ONLY,
+};
+
+/// The trackers, best first, and whether this kernel has what each needs, and why not.
+pub fn offered() -> Vec<TrackerOffer> {
+    let offer = |kind, tried: Result<&str, Missing>| TrackerOffer {
+        kind,
+        usable: tried.is_ok(),
+        why: tried.map_or_else(|missing| missing.to_string(), str::to_owned),
+    };
+    vec![
+        offer(TrackerChoice::UffdWp, try_uffd_wp()),
+        offer(
+            TrackerChoice::Hash,
+            Ok("all memory is read and compared in each round"),
+        ),
+    ]
+}
+
+/// A tracker of this kind; for [`TrackerChoice::Auto`] the best that this kernel has.
+pub fn choose(kind: TrackerChoice) -> Box<dyn Tracker> {
+    match kind {
+        TrackerChoice::UffdWp => Box::new(UffdWpTracker::new()),
+        TrackerChoice::Hash => Box::new(HashTracker::new()),
+        TrackerChoice::Auto | TrackerChoice::SoftDirty => match try_uffd_wp() {
+            Ok(_) => Box::new(UffdWpTracker::new()),
+            Err(_) => Box::new(HashTracker::new()),
+        },
+    }
+}
+
+/// What a tracker needs and does not find.
+#[derive(Debug, thiserror::Error)]
+enum Missing {
+    #[error("{}", Refusal::Architecture)]
+    Architecture,
+    #[error("this kernel has no userfaultfd: {source}")]
+    Userfaultfd { source: io::Error },
+    #[error("this kernel's userfaultfd cannot protect asynchronously (Linux 6.7): {source}")]
+    Asynchronous { source: io::Error },
+    #[error("a write to a protected page was not found: {source}")]
+    Scan { source: io::Error },
+}
+
+fn try_uffd_wp() -> Result<&'static str, Missing> {
+    if !cfg!(target_arch = "x86_64") {
+        return Err(Missing::Architecture);
+    }
+    let uffd = userfaultfd::create(USER_MODE_ONLY);
+    let uffd = uffd.map_err(|source| Missing::Userfaultfd { source })?;
+    let features = FEATURE_WP_ASYNC | FEATURE_WP_UNPOPULATED;
+    let handshake = uffd.handshake(features);
+    handshake.map_err(|source| Missing::Asynchronous { source })?;
+    let scan = |source| Missing::Scan { source };
+    // Memory of our own, on pages of its own, so that nobody else's is registered.
+    let page = crate::model::PAGE_SIZE as usize;
+    let mut memory = vec![1u8; 64 * page];
+    let first = (memory.as_ptr().addr() as u64).next_multiple_of(page as u64);
+    let range = first..first + 32 * page as u64;
+    let pagemap = File::open("/proc/self/pagemap").map_err(scan)?;
+    uffd.register(range.clone(), MODE_WP).map_err(scan)?;
+    let query = Query {
+        all: Categories::TRACKED.union(Categories::WRITTEN),
+        any: Categories::PRESENT,
+        tell: Categories::WRITTEN,
+        protect: true,
+        ..Query::default()
+    };
+    let mut written = Vec::new();
+    pagemap::pages(&pagemap, range.clone(), query, &mut |_| ()).map_err(scan)?;
+    memory[40 * page] = 2;
+    let at = (memory.as_ptr().addr() + 40 * page) as u64;
+    memory[8 * page] = 2;
+    let at = if range.contains(&at) {
+        at
+    } else {
+        (memory.as_ptr().addr() + 8 * page) as u64
+    };
+    std::hint::black_box(&memory);
+    pagemap::pages(&pagemap, range, query, &mut |run| {
+        written.push(run.start..run.end)
+    })
+    .map_err(scan)?;
+    if written.iter().any(|run| run.contains(&at)) && written.len() < 3 {
+        Ok("writes are found by asynchronous write protection, without a pause")
+    } else {
+        Err(scan(io::ErrorKind::InvalidData.into()))
+    }
+}

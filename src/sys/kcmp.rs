@@ -1,0 +1,43 @@
+//! Whether two processes share something (kcmp(2)).
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const KCMP_FILE: i32 = 0;
+
+/// Whether descriptor `number` of process `pid` is the same open file as `ours`.
+pub fn same_file(pid: i32, number: i32, ours: BorrowedFd<'_>) -> io::Result<bool> {
+    let own = std::process::id();
+    // SAFETY: numbers alone.
+    let order = unsafe {
+        libc::syscall(
+            libc::SYS_kcmp,
+            pid,
+            own,
+            KCMP_FILE,
+            libc::c_long::from(number),
+            libc::c_long::from(ours.as_raw_fd()),
+        )
+    };
+    if order < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(order == 0)
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_duplicate_is_the_same_file_and_another_is_not() {
+        let file = File::open("/dev/null").unwrap();
+        let duplicate = file.try_clone().unwrap();
+        let other = File::open("/dev/null").unwrap();
+        let own = std::process::id().cast_signed();
+        assert!(same_file(own, duplicate.as_raw_fd(), file.as_fd()).unwrap());
+        assert!(!same_file(own, other.as_raw_fd(), file.as_fd()).unwrap());
+    }
+}
