@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     // What follows is decided before any thread exists: these roads fork.
     match arguments.next().as_deref().and_then(|word| word.to_str()) {
         Some("init") => godwit::container::init::run(arguments),
+        Some("fill") => godwit::memory::fill::run(arguments),
         Some("shim") => godwit::container::shim::run(arguments, &CriuRestorer),
         _ => godwit::cli::run(),
     }

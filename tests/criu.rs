@@ -19,7 +19,7 @@ use godwit::criu::{
 };
 use godwit::memory::{
     Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, Pool, RoundStats,
-    Sender, Sent, SentPages, Served, Target, Tracker, link_images, write_images,
+    Sender, Sent, SentPages, Served, Target, Tracker, link_images,
 };
 use godwit::model::{Bytes, Compress, Pages};
 use godwit::sys::before_exec::{BeforeExec, before_exec};
@@ -275,17 +275,10 @@ fn dump(
     })
 }
 
-/// How a store's pages become images.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum By {
-    Copying,
-    Linking,
-}
-
 /// Restores from a complete store and checks, before anything runs, that the memory is what it was.
 fn restore(
     criu: &Criu,
-    by: By,
+    consume: bool,
     images: &Path,
     complete: Complete<'_>,
     workload: &Workload,
@@ -293,16 +286,11 @@ fn restore(
 ) {
     let pages = complete.pages;
     let begin = Instant::now();
-    match by {
-        By::Copying => assert_eq!(write_images(complete, images, 2).unwrap(), pages),
-        By::Linking => {
-            let placed = link_images(complete, images, 2).unwrap();
-            assert_eq!((placed.linked, placed.copied), (pages, Pages(0)));
-        }
-    }
-    println!("{by:?} {pages} pages: {:?}", begin.elapsed());
+    let placed = link_images(complete, images, 2, false).unwrap();
+    assert_eq!((placed.linked, placed.copied), (pages, Pages(0)));
+    println!("{pages} pages: {:?}", begin.elapsed());
     let mut request = RestoreRequest::new(images);
-    request.consume = by == By::Linking;
+    request.consume = consume;
     let begin = Instant::now();
     let mut same = None;
     let done = Session::start(criu, Spawn::default())
@@ -319,7 +307,7 @@ fn restore(
     assert_eq!(done.pid, workload.root);
     assert_eq!(same, Some(true), "the restored memory is what was dumped");
     workload.check_runs();
-    if by == By::Linking {
+    if consume {
         // Consumed: what is left on the tmpfs is far less than the memory was.
         let left: u64 = fs::read_dir(images.join("parent"))
             .unwrap()
@@ -384,14 +372,7 @@ fn a_tree_of_processes_moves_through_frames_and_is_what_it_was() {
     workload.reap();
     let complete = store.verify().unwrap();
     assert_eq!(complete.pages, dumped.served.pages);
-    restore(
-        &criu,
-        By::Copying,
-        images.path(),
-        complete,
-        &workload,
-        &before,
-    );
+    restore(&criu, false, images.path(), complete, &workload, &before);
 }
 
 #[test]
@@ -437,14 +418,7 @@ fn after_rounds_the_final_dump_sends_only_what_has_changed() {
     workload.reap();
     let complete = store.verify().unwrap();
     assert_eq!(complete.pages, dumped.served.pages);
-    restore(
-        &criu,
-        By::Linking,
-        images.path(),
-        complete,
-        &workload,
-        &before,
-    );
+    restore(&criu, true, images.path(), complete, &workload, &before);
 }
 
 #[test]

@@ -165,4 +165,21 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// The fill could not go on.
+    #[error("the fill cannot {operation} {}", path.display())]
+    Fill {
+        /// What was being done.
+        operation: &'static str,
+        /// With what.
+        path: PathBuf,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// What was found is not what a fill can go on with.
+    #[error("the fill cannot go on: {what}")]
+    FillStuck {
+        /// What is wrong.
+        what: String,
+    },
 }

@@ -1,4 +1,4 @@
-//! CRIU's memory images, written from a complete store: what an eager restore reads.
+//! CRIU's memory images: written for a restore, and read again by the fill.
 //!
 //! Per address space a `pagemap-<vpid>.img` or `pagemap-shmem-<id>.img`, two magic numbers and records of a length
 //! and a message, and a `pages-<number>.img`, the bytes of all its pages one after the other. CRIU finds a page
@@ -16,10 +16,10 @@ use nix::errno::Errno;
 use nix::fcntl::copy_file_range;
 use prost::Message;
 
-use super::space::{Entry, PageFlags, Space};
-use super::store::{Complete, StoredSpace, punch};
+use super::space::{Entry, PageFlags, Space, is_run};
+use super::store::{StoredSpace, punch};
 use super::{MemoryError, PageStore};
-use crate::model::{PAGE_SIZE, Pages};
+use crate::model::PAGE_SIZE;
 
 const COMMON_MAGIC: u32 = 0x5456_4319;
 const PAGEMAP_MAGIC: u32 = 0x5608_4025;
@@ -45,24 +45,6 @@ struct PagemapEntry {
     wide_count: Option<u64>,
 }
 
-/// Moves the pages of a complete store into CRIU's images in `directory`, which exists, with `threads` threads.
-///
-/// Pages are copied and their copy in the store given back bit by bit, so that all of them exist once, and a few
-/// MiB twice. Whatever comes of it the store is spent: after a failure nothing can be restored from it.
-pub fn write_images(
-    complete: Complete<'_>,
-    directory: &Path,
-    threads: usize,
-) -> Result<Pages, MemoryError> {
-    let mut copy = Copy::new(complete.store, directory);
-    let first = first_free(directory)?;
-    for (number, (space, list)) in (first..).zip(&complete.lists) {
-        copy.add(*space, number, list)?;
-    }
-    copy.run(threads)?;
-    Ok(complete.pages)
-}
-
 /// Address spaces that are copied.
 pub(super) struct Copy<'a> {
     store: &'a PageStore,
@@ -81,7 +63,12 @@ impl<'a> Copy<'a> {
 
     /// Writes the pagemap of a space and notes what is to be copied for it.
     pub fn add(&mut self, space: Space, number: u32, list: &[Entry]) -> Result<(), MemoryError> {
-        write_pagemap(self.directory, space, number, list, PageFlags::PRESENT)?;
+        let present = |entry: &Entry| Entry {
+            flags: PageFlags::PRESENT,
+            ..*entry
+        };
+        let present: Vec<Entry> = list.iter().map(present).collect();
+        write_pagemap(self.directory, space, number, &present)?;
         let pages = create(self.directory, &format!("pages-{number}.img"))?;
         let count: u64 = list.iter().map(|entry| u64::from(entry.pages)).sum();
         let resized = pages.set_len(count * PAGE_SIZE);
@@ -202,10 +189,9 @@ fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64) -> io::Result
     Ok(())
 }
 
-/// The image's bytes: magic numbers, the head, an entry for every run.
-///
-/// `place` says where the pages are, whatever CRIU meant by an entry when it dumped: PRESENT here, or PARENT.
-fn pagemap(pages_id: u32, list: &[Entry], place: PageFlags) -> Vec<u8> {
+/// The image's bytes: magic numbers, the head, an entry for every run. The flags say where its pages are, which is
+/// not what they said in the dump.
+fn pagemap(pages_id: u32, list: &[Entry]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32 + list.len() * 24);
     bytes.extend(COMMON_MAGIC.to_le_bytes());
     bytes.extend(PAGEMAP_MAGIC.to_le_bytes());
@@ -216,11 +202,10 @@ fn pagemap(pages_id: u32, list: &[Entry], place: PageFlags) -> Vec<u8> {
     };
     record(&PagemapHead { pages_id }.encode_to_vec());
     for entry in list {
-        let lazy = entry.flags.bits() & PageFlags::LAZY.bits();
         let message = PagemapEntry {
             vaddr: entry.vaddr,
             narrow_count: entry.pages,
-            flags: Some(lazy | place.bits()),
+            flags: Some(entry.flags.bits()),
             wide_count: Some(entry.pages.into()),
         };
         record(&message.encode_to_vec());
@@ -228,19 +213,51 @@ fn pagemap(pages_id: u32, list: &[Entry], place: PageFlags) -> Vec<u8> {
     bytes
 }
 
+/// The number of the pages and the list of a pagemap image of ours; none where it is not one.
+pub(super) fn read_pagemap(bytes: &[u8]) -> Option<(u32, Vec<Entry>)> {
+    let magic = [COMMON_MAGIC.to_le_bytes(), PAGEMAP_MAGIC.to_le_bytes()].concat();
+    let mut rest = bytes.strip_prefix(magic.as_slice())?;
+    let mut next = || -> Option<Option<&[u8]>> {
+        let Some((length, after)) = rest.split_first_chunk::<4>() else {
+            return rest.is_empty().then_some(None);
+        };
+        let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+        let (message, after) = after.split_at_checked(length)?;
+        rest = after;
+        Some(Some(message))
+    };
+    let head = PagemapHead::decode(next()??).ok()?;
+    let mut list: Vec<Entry> = Vec::new();
+    while let Some(message) = next()? {
+        let entry = PagemapEntry::decode(message).ok()?;
+        let pages = entry.wide_count.unwrap_or(entry.narrow_count.into());
+        let pages = u32::try_from(pages).ok()?;
+        let flags = PageFlags::from_bits(entry.flags.unwrap_or(0))?;
+        let after = list.last().map_or(0, Entry::end);
+        if !is_run(entry.vaddr, pages.into()) || entry.vaddr < after {
+            return None;
+        }
+        list.push(Entry {
+            vaddr: entry.vaddr,
+            pages,
+            flags,
+        });
+    }
+    Some((head.pages_id, list))
+}
+
 pub(super) fn write_pagemap(
     directory: &Path,
     space: Space,
     pages_id: u32,
     list: &[Entry],
-    place: PageFlags,
 ) -> Result<(), MemoryError> {
     let name = match space {
         Space::Task(vpid) => format!("pagemap-{vpid}.img"),
         Space::Shared(id) => format!("pagemap-shmem-{id}.img"),
     };
     let mut file = create(directory, &name)?;
-    let written = file.write_all(&pagemap(pages_id, list, place));
+    let written = file.write_all(&pagemap(pages_id, list));
     written.map_err(image_error("write", directory, &name))
 }
 

@@ -1,11 +1,11 @@
-//! CRIU's memory images without a copy: the store's own files become the pages of a parent.
+//! CRIU's memory images without a copy: the store's own files become the pages of a parent, or are left to the fill.
 //!
 //! CRIU reads an incremental dump through its `parent`, and finds a page there by adding up the entries before
 //! it. A parent that claims to have *every* page from address 0 on therefore has page `a` at offset `a`: which is
 //! how the store keeps it.
 //!
 //! ```text
-//! images/pagemap-7.img           the list, every entry "in the parent"
+//! images/pagemap-7.img           the list, every entry "in the parent", or "lazy"
 //! images/pages-3.img             empty
 //! images/parent/pagemap-7.img    [0 .. end), present
 //! images/parent/pages-3.img      the store's file of task 7, page at offset = address
@@ -13,6 +13,9 @@
 //!
 //! What the parent claims beyond the list nobody ever asks for: CRIU reads what the list names. Huge pages it would
 //! not look for in a parent, and take for empty; a task that has any is copied.
+//!
+//! **Invariant:** a lazy entry is what its source has called lazy *and* lies in a mapping that CRIU registers with a
+//! userfaultfd, by the image it restores the mappings from. Any other page CRIU reads itself, before the task runs.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -22,9 +25,9 @@ use std::path::Path;
 
 use nix::fcntl::AtFlags;
 use nix::unistd::linkat;
-use prost::Message;
 
 use super::images::{Copy, create, first_free, image_error, write_pagemap};
+use super::mappings::Mappings;
 use super::space::{Entry, PageFlags, Space};
 use super::store::{Complete, StoredSpace};
 use super::{MemoryError, PageStore};
@@ -32,16 +35,14 @@ use crate::model::{PAGE_SIZE, Pages};
 
 /// The longest entry of a parent: 4 TiB. CRIUs before 4.2 count in an int.
 const LONGEST: u32 = 1 << 30;
-const MM_MAGIC: u32 = 0x5749_2820;
-const MAP_HUGETLB: u32 = 0x4_0000;
-/// Mapped by a plugin: such are not read through a parent either.
-const BY_PLUGIN: u32 = 1 << 27;
 
 /// What became of a store's pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Placed {
-    /// Pages that are where they were.
+    /// Pages that are where they were, and are read by CRIU.
     pub linked: Pages,
+    /// Pages that are where they were, and are brought by the fill.
+    pub lazy: Pages,
     /// Pages that had to be copied.
     pub copied: Pages,
 }
@@ -49,13 +50,15 @@ pub struct Placed {
 /// Makes CRIU's images of a complete store in `directory`, which has the other images of the dump and is on the
 /// store's file system.
 ///
-/// The memory is the store's own, held by its names in `directory/parent` until those are removed. A restore with
-/// `consume` (CRIU's auto-dedup) gives it back page by page as it reads, so that all memory exists once. Whatever comes of it the
-/// store is spent.
+/// With `lazy`, what may come after the restore is left out of it: see [`fill`](super::fill).
+///
+/// The memory is the store's own, held by its names in `directory/parent` until those are removed. Whatever comes of
+/// it the store is spent.
 pub fn link_images(
     complete: Complete<'_>,
     directory: &Path,
     threads: usize,
+    lazy: bool,
 ) -> Result<Placed, MemoryError> {
     let parent = directory.join("parent");
     let made = DirBuilder::new().mode(0o700).create(&parent);
@@ -63,20 +66,54 @@ pub fn link_images(
     let mut placed = Placed::default();
     let mut copy = Copy::new(complete.store, directory);
     for (number, (space, list)) in (first_free(directory)?..).zip(&complete.lists) {
-        let pages: Pages = list.iter().map(|entry| Pages(entry.pages.into())).sum();
+        let count = |list: &[Entry]| list.iter().map(|e| Pages(e.pages.into())).sum::<Pages>();
         let end = list.last().map_or(0, Entry::end);
-        if may_link(directory, *space)? && link(complete.store, *space, &parent, number, end)? {
-            write_pagemap(directory, *space, number, list, PageFlags::PARENT)?;
+        let mappings = mappings(directory, *space)?;
+        if mappings.may_link() && link(complete.store, *space, &parent, number, end)? {
+            let list = placed_by(list, lazy.then_some(&mappings));
+            write_pagemap(directory, *space, number, &list)?;
             create(directory, &format!("pages-{number}.img"))?;
-            write_pagemap(&parent, *space, number, &whole(end), PageFlags::PRESENT)?;
-            placed.linked += pages;
+            let whole = whole(end);
+            write_pagemap(&parent, *space, number, &whole)?;
+            let is_lazy = |entry: &&Entry| entry.flags == PageFlags::LAZY;
+            let later: Vec<Entry> = list.iter().filter(is_lazy).copied().collect();
+            placed.lazy += count(&later);
+            placed.linked += Pages(count(&list).0 - count(&later).0);
         } else {
             copy.add(*space, number, list)?;
-            placed.copied += pages;
+            placed.copied += count(list);
         }
     }
     copy.run(threads)?;
     Ok(placed)
+}
+
+/// The list, each entry saying where its pages are: in the parent, or lazy, where `mappings` are given and allow it.
+fn placed_by(list: &[Entry], mappings: Option<&Mappings>) -> Vec<Entry> {
+    let mut placed = Vec::with_capacity(list.len());
+    for entry in list {
+        let asked = entry.flags.contains(PageFlags::LAZY);
+        let Some(mappings) = mappings.filter(|_| asked) else {
+            placed.push(Entry {
+                flags: PageFlags::PARENT,
+                ..*entry
+            });
+            continue;
+        };
+        for (range, lazy) in mappings.split(entry.vaddr..entry.end()) {
+            placed.push(Entry {
+                vaddr: range.start,
+                // No longer than the entry.
+                pages: ((range.end - range.start) / PAGE_SIZE) as u32,
+                flags: if lazy {
+                    PageFlags::LAZY
+                } else {
+                    PageFlags::PARENT
+                },
+            });
+        }
+    }
+    placed
 }
 
 /// Gives a space's file its name in the parent; false where it cannot have one there.
@@ -123,74 +160,28 @@ fn whole(end: u64) -> Vec<Entry> {
     (0..end.div_ceil(step)).map(entry).collect()
 }
 
-#[derive(Clone, PartialEq, Message)]
-struct Mm {
-    #[prost(message, repeated, tag = "14")]
-    mappings: Vec<MappingFlags>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Message)]
-struct MappingFlags {
-    #[prost(uint32, required, tag = "6")]
-    flags: u32,
-    #[prost(uint32, required, tag = "7")]
-    status: u32,
-}
-
-/// Whether CRIU looks for every page of a space in the parent. What cannot be told is copied.
-fn may_link(directory: &Path, space: Space) -> Result<bool, MemoryError> {
+/// The mappings of a task, by its image; shared memory has none. What cannot be told is copied.
+fn mappings(directory: &Path, space: Space) -> Result<Mappings, MemoryError> {
     let Space::Task(vpid) = space else {
-        return Ok(true);
+        return Ok(Mappings::none());
     };
     let name = format!("mm-{vpid}.img");
-    let bytes = match fs::read(directory.join(&name)) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(image_error("read", directory, &name)(error)),
-    };
-    let linkable = |mapping: &MappingFlags| {
-        mapping.flags & MAP_HUGETLB == 0 && mapping.status & BY_PLUGIN == 0
-    };
-    Ok(mm(&bytes).is_some_and(|mm| mm.mappings.iter().all(linkable)))
-}
-
-/// The message of an mm image.
-fn mm(bytes: &[u8]) -> Option<Mm> {
-    let word = |at: usize| {
-        let bytes = bytes.get(at..at + 4)?;
-        Some(u32::from_le_bytes(bytes.try_into().ok()?))
-    };
-    if word(4)? != MM_MAGIC {
-        return None;
+    match fs::read(directory.join(&name)) {
+        Ok(bytes) => Ok(Mappings::read(&bytes).unwrap_or_else(Mappings::unknown)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Mappings::unknown()),
+        Err(error) => Err(image_error("read", directory, &name)(error)),
     }
-    let length = usize::try_from(word(8)?).ok()?;
-    Mm::decode(bytes.get(12..12usize.checked_add(length)?)?).ok()
 }
 
 #[cfg(test)]
 mod test {
+    use super::super::mappings::test::mm_image;
     use super::*;
     use crate::model::Bytes;
     use std::fs::File;
     use std::os::unix::fs::{FileExt, MetadataExt};
 
     const PAGE: usize = PAGE_SIZE as usize;
-
-    fn mm_image(flags: u32, status: u32) -> Vec<u8> {
-        let mapping = MappingFlags { flags, status };
-        let mappings = vec![
-            MappingFlags {
-                flags: 2,
-                status: 1,
-            },
-            mapping,
-        ];
-        let message = Mm { mappings }.encode_to_vec();
-        let mut bytes = [0x5456_4319u32.to_le_bytes(), MM_MAGIC.to_le_bytes()].concat();
-        bytes.extend((message.len() as u32).to_le_bytes());
-        bytes.extend(message);
-        bytes
-    }
 
     #[test]
     fn everything_is_covered_by_entries_an_old_criu_can_count() {
@@ -221,7 +212,7 @@ mod test {
         }];
         for (vpid, image) in [
             (1, mm_image(2, 1)),
-            (2, mm_image(MAP_HUGETLB, 1)),
+            (2, mm_image(0x4_0000, 1)),
             (3, b"?".to_vec()),
         ] {
             let task = Space::Task(vpid);
@@ -231,8 +222,12 @@ mod test {
             store.list(task, 0, &list, true).unwrap();
             fs::write(directory.path().join(format!("mm-{vpid}.img")), image).unwrap();
         }
-        let placed = link_images(store.verify().unwrap(), directory.path(), 1).unwrap();
-        assert_eq!((placed.linked, placed.copied), (Pages(2), Pages(4)));
+        let placed = link_images(store.verify().unwrap(), directory.path(), 1, true).unwrap();
+        // Nothing was called lazy.
+        assert_eq!(
+            (placed.linked, placed.lazy, placed.copied),
+            (Pages(2), Pages(0), Pages(4))
+        );
         drop(store);
         let path = directory.path();
         let linked = File::open(path.join("parent/pages-1.img")).unwrap();
@@ -246,5 +241,35 @@ mod test {
             [2; PAGE]
         );
         assert!(!path.join("parent/pagemap-2.img").exists());
+    }
+
+    #[test]
+    fn lazy_is_what_both_the_list_and_the_mappings_say() {
+        // An ordinary mapping below, a file's above.
+        let mappings = Mappings::read(&mm_image(2, 1)).unwrap();
+        let border = 1u64 << 46;
+        let entry = |vaddr, pages, flags| Entry {
+            vaddr,
+            pages,
+            flags,
+        };
+        let both = PageFlags::LAZY.with(PageFlags::PRESENT);
+        let list = [
+            entry(PAGE_SIZE, 2, PageFlags::PRESENT),
+            entry(border - 3 * PAGE_SIZE, 4, both),
+            entry(border + PAGE_SIZE, 1, both),
+        ];
+        let (lazy, parent) = (PageFlags::LAZY, PageFlags::PARENT);
+        assert_eq!(
+            placed_by(&list, Some(&mappings)),
+            [
+                entry(PAGE_SIZE, 2, parent),
+                entry(border - 3 * PAGE_SIZE, 3, lazy),
+                entry(border, 1, parent),
+                entry(border + PAGE_SIZE, 1, parent),
+            ]
+        );
+        let eager = placed_by(&list, None);
+        assert!(eager.iter().all(|e| e.flags == parent) && eager.len() == 3);
     }
 }

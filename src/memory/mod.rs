@@ -15,12 +15,14 @@
 //! free; a round must be acknowledged as a whole before the next one begins.
 
 mod error;
+pub mod fill;
 pub mod frame;
 #[cfg(test)]
 mod fuzz;
 mod images;
 mod level;
 mod link;
+mod mappings;
 mod pack;
 mod page_server;
 mod pool;
@@ -34,7 +36,6 @@ pub mod wire;
 
 pub use error::MemoryError;
 pub use frame::{Decoder, Frame, LONGEST_BATCH};
-pub use images::write_images;
 pub use link::{Placed, link_images};
 pub use page_server::{PageServer, PageSink, Served, Stopper};
 pub use pool::Pool;

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::cmsg_space;
+use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
     UnixAddr, accept4, bind, connect, listen, recvmsg, sendmsg, socket, socketpair,
@@ -125,6 +126,32 @@ pub fn receive(from: BorrowedFd<'_>) -> io::Result<Option<(Vec<u8>, Vec<OwnedFd>
     }
     bytes.truncate(length);
     Ok(Some((bytes, fds)))
+}
+
+/// Receives what there is, of a stream too, with its descriptors, and does not wait for it: how many bytes, 0 when
+/// the other end is closed; none when there is nothing yet.
+pub fn receive_some(
+    from: BorrowedFd<'_>,
+    bytes: &mut [u8],
+) -> io::Result<Option<(usize, Vec<OwnedFd>)>> {
+    let mut space = cmsg_space!([i32; FDS_MAX]);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
+    let message = match recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut space), flags) {
+        Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+        other => other?,
+    };
+    let mut fds = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just installed these descriptors for us; nobody else owns them.
+            fds.extend(
+                raw.into_iter()
+                    .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+            );
+        }
+    }
+    Ok(Some((message.bytes, fds)))
 }
 
 #[cfg(test)]

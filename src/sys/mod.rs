@@ -18,6 +18,7 @@ pub mod pidfd;
 pub mod process;
 pub mod process_memory;
 pub mod ptrace;
+pub mod shared;
 pub mod signal;
 pub mod socket_buffer;
 pub mod tap;

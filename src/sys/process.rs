@@ -35,6 +35,15 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
     }
 }
 
+/// Makes the calling thread nicer to others: what it does can wait.
+pub fn be_nicer(niceness: i32) -> io::Result<()> {
+    // SAFETY: no pointers. The id 0 is the calling thread, as Linux counts priorities by thread.
+    match unsafe { libc::setpriority(libc::PRIO_PROCESS as _, 0, niceness) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 /// Whether the calling process is root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()

@@ -3,6 +3,7 @@
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 
@@ -125,6 +126,19 @@ pub enum Placed {
     Changing,
     /// The first page is in no mapping that this descriptor is registered for, or the range leaves it.
     Unmapped,
+    /// The address space is gone.
+    Gone,
+}
+
+/// Whether a range is registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registered {
+    /// It is.
+    Yes,
+    /// It is not, or not as a whole, or not in one mapping.
+    No,
+    /// The address space is being changed: read the events, then ask again.
+    Changing,
     /// The address space is gone.
     Gone,
 }
@@ -286,21 +300,45 @@ impl Userfaultfd {
         outcome(result, arguments.done)
     }
 
-    /// Whether this descriptor is registered for anonymous memory at an address: `UFFDIO_CONTINUE`, which is for
-    /// shared memory alone, is refused differently where it is. None while the address space changes.
-    pub fn is_registered(&self, address: u64, page: u64) -> io::Result<Option<bool>> {
+    /// Whether this descriptor is registered for the anonymous memory of a range, all of one mapping, without
+    /// changing anything: `UFFDIO_CONTINUE`, which is for shared memory alone, is refused differently where it is.
+    pub fn registered(&self, range: Range<u64>) -> io::Result<Registered> {
         let mut arguments = PlaceArguments {
-            range: arguments(address..address + page),
+            range: arguments(range),
             mode: 0,
             done: 0,
         };
         // SAFETY: as of `copy`; on anonymous memory it does nothing.
         match unsafe { raw::proceed(self.0.as_raw_fd(), &mut arguments) } {
-            Err(Errno::EAGAIN) => Ok(None),
-            Err(Errno::ENOENT | Errno::ESRCH) => Ok(Some(false)),
-            Ok(_) | Err(Errno::EINVAL | Errno::EEXIST | Errno::EFAULT) => Ok(Some(true)),
+            Err(Errno::EAGAIN) => Ok(Registered::Changing),
+            Err(Errno::ENOENT) => Ok(Registered::No),
+            Err(Errno::ESRCH) => Ok(Registered::Gone),
+            Ok(_) | Err(Errno::EINVAL | Errno::EEXIST | Errno::EFAULT) => Ok(Registered::Yes),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// The next event, as [`Self::read`], which is at the same time left in `record`, four words in the kernel's
+    /// layout: the kernel writes it there itself, in the one system call by which the event counts as read. So a
+    /// process that is killed has either not read an event or left it there.
+    ///
+    /// The words must be in memory, see [`SharedWords::lock`](super::shared::SharedWords::lock).
+    pub fn read_recorded(&self, record: &[AtomicU64; 4]) -> io::Result<Option<Event>> {
+        let at = record.as_ptr().cast_mut().cast();
+        // SAFETY: the words are atomics, borrowed for the call, 32 bytes together: whoever reads them meanwhile
+        // sees the words before or after.
+        let read = unsafe { libc::read(self.0.as_raw_fd(), at, MESSAGE) };
+        match Errno::result(read) {
+            Ok(length) if length.cast_unsigned() == MESSAGE => {}
+            Ok(_) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+        let mut message = [0; MESSAGE];
+        for (bytes, word) in message.chunks_exact_mut(8).zip(record) {
+            bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+        }
+        event(&message).map(Some)
     }
 
     /// The next event; none where nothing is waiting to be read.
@@ -430,8 +468,10 @@ mod test {
         assert_eq!((byte(start + PAGE + 9), byte(behind)), (7, 0));
         let far = start - (1 << 40);
         assert_eq!(uffd.copy(far, &pages).unwrap(), Placed::Unmapped);
-        assert_eq!(uffd.is_registered(start, PAGE).unwrap(), Some(true));
-        assert_eq!(uffd.is_registered(far, PAGE).unwrap(), Some(false));
+        let registered = |range: Range<u64>| uffd.registered(range).unwrap();
+        assert_eq!(registered(start..end), Registered::Yes);
+        assert_eq!(registered(far..far + PAGE), Registered::No);
+        assert_eq!(registered(start..end + PAGE), Registered::No);
 
         std::thread::scope(|scope| {
             // Who waits for a page gets it.
@@ -459,7 +499,14 @@ mod test {
             let removed = next(&uffd);
             let first = start..start + PAGE;
             assert!(matches!(&removed, Event::Remove { range } if *range == first));
-            let unmapped = next(&uffd);
+            let record = [const { AtomicU64::new(0) }; 4];
+            let unmapped = loop {
+                if let Some(event) = uffd.read_recorded(&record).unwrap() {
+                    break event;
+                }
+            };
+            let recorded = record.each_ref().map(|word| word.load(Ordering::Relaxed));
+            assert_eq!(recorded, [0x16, start, end, 0]);
             assert!(matches!(&unmapped, Event::Unmap { range } if *range == (start..end)));
             giver.join().unwrap();
         });

@@ -168,7 +168,7 @@ impl Arrival {
             let (here, there) = (complete.pages, summary.pages);
             return Err(format!("{here} pages are listed here and {there} on the source").into());
         }
-        link_images(complete, images.path(), THREADS)?;
+        link_images(complete, images.path(), THREADS, false)?;
         let pin = self.coming.context.host.netns(&self.coming.spec.name);
         if let Err(error) = self.coming.context.network.learn(&pin, &summary.neighbours) {
             tracing::warn!(container = %self.coming.spec.name, "it has to ask for its neighbours anew: {error}");

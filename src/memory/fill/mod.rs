@@ -1,0 +1,178 @@
+//! The fill: brings a container's memory out of the destination's page store while it already runs.
+//!
+//! CRIU restores the container without its lazy pages (see [`link_images`](super::link_images)) and hands a
+//! userfaultfd of every task over. A process of its own, `godwit fill`, answers each fault at once, and fills
+//! everything else in the background; then it lets go, and what was never placed is zero because it *is* zero.
+//!
+//! ```text
+//! shim ─ Guard ─────starts────▶ godwit fill ◀── lazy-pages.socket ── CRIU
+//!          ▲                        │ ▲              (tasks' userfaultfds, then "finished")
+//!          └─ a duplicate of each ──┘ │
+//!             userfaultfd             └── faults, forks, moved and unmapped mappings ── tasks
+//! images/parent/pages-N.img ── read ──┘
+//! images/fill/N.{state,layout,log}     what is done, moved, gone: survives the filler
+//! ```
+//!
+//! # No page is ever a guess
+//!
+//! A userfaultfd whose last descriptor is closed while pages are missing turns them silently into zeros, and a page
+//! that is placed after the container has given it up is stale. Neither happens, whoever is killed when:
+//!
+//! - **Nothing runs before its guard has a duplicate.** [`Guard::sync`] comes between CRIU's last notification before
+//!   the tasks run and the answer to it. A filler that dies before that takes the restore with it. A child is in the
+//!   guard's hands before the filler does anything else with it.
+//! - **A filler that dies is replaced** by one that gets the same userfaultfds and finds in `fill/` exactly how far
+//!   the other was. A bit "done" is set after its page was placed; one that was not set any more costs a second try,
+//!   which the kernel answers with "exists". An event counts as read in the same system call that leaves it in
+//!   shared memory ([`progress`]), so the successor applies what the dead one had read. The one thing it cannot find
+//!   there is the descriptor of a child that was born in that very system call: then the container is killed.
+//! - **Placing and reading events exclude each other** ([`member::Member`]), and the kernel refuses to place anything
+//!   while an event waits to be read.
+//! - **Where nobody can go on the container dies**, and its userfaultfds are closed after it: a page of the store
+//!   that cannot be read, state that makes no sense, a filler that cannot be started.
+//! - **A shim that dies** takes its duplicates with it and nothing else: the filler goes on. Should it be killed as
+//!   well, [`fill_state`] says [`FillState::Lost`] to the daemon, which kills the container.
+//! - **The store is kept until the container runs** ([`Guard::release`]): what was held can be restored again.
+//!   [`fill_is_spent`] tells when that is over.
+//!
+//! What the kernel does not tell cannot be followed: `shmat` with `SHM_REMAP` over private memory; `MADV_WIPEONFORK`
+//! and guard regions (`MADV_GUARD_INSTALL`, removed again) of pages that nobody has touched since the restore, both
+//! within the time of the fill.
+
+mod guard;
+mod index;
+mod layout;
+mod member;
+mod place;
+mod progress;
+mod restorer;
+mod serve;
+mod source;
+mod wire;
+mod work;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::thread;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+pub use guard::{FillPlan, Guard};
+pub use place::{
+    FillState, is_spent as fill_is_spent, kill_all as kill_container, state as fill_state,
+};
+
+use self::serve::{Filler, Place};
+use self::work::Work;
+use super::MemoryError;
+
+/// Where CRIU looks for whom it is to tell, in its work directory.
+const SOCKET: &str = "lazy-pages.socket";
+/// The most threads that fill.
+const MOST_THREADS: usize = 4;
+
+/// `godwit fill …`: called by `main` before any thread exists.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let Some((place, successor)) = parse(arguments) else {
+        eprintln!("a filler is started by godwit itself");
+        return ExitCode::FAILURE;
+    };
+    let cgroup = place.cgroup.clone();
+    let Err(error) = fill(place, successor) else {
+        return ExitCode::SUCCESS;
+    };
+    let mut why = error.to_string();
+    if let Some(cause) = std::error::Error::source(&error) {
+        why.push_str(": ");
+        why.push_str(&cause.to_string());
+    }
+    eprintln!("the fill gives up, and kills the container: {why}");
+    // While this process and its guard still hold the userfaultfds.
+    if let Err(error) = place::kill_all(&cgroup) {
+        eprintln!("the container could not be killed: {error}");
+    }
+    ExitCode::FAILURE
+}
+
+fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<(Place, bool)> {
+    let (mut images, mut cgroup, mut successor) = (PathBuf::new(), PathBuf::new(), false);
+    while let Some(word) = arguments.next() {
+        match word.to_str()? {
+            "--images" => images = arguments.next()?.into(),
+            "--cgroup" => cgroup = arguments.next()?.into(),
+            "--successor" => successor = true,
+            _ => return None,
+        }
+    }
+    let directory = place::directory(&images);
+    let place = Place {
+        images,
+        directory,
+        cgroup,
+    };
+    let absolute = place.images.is_absolute() && place.cgroup.is_absolute();
+    absolute.then_some((place, successor))
+}
+
+fn fill(place: Place, successor: bool) -> Result<(), MemoryError> {
+    let images = place.images.clone();
+    let failed = |operation| {
+        let path = images.clone();
+        move |source| MemoryError::Fill {
+            operation,
+            path,
+            source,
+        }
+    };
+    // A descriptor and three files of each task and child.
+    let limited = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    limited.map_err(|e| failed("raise its limits in")(e.into()))?;
+    let guard = take_stdin().map_err(failed("find its guard in"))?;
+    if !successor {
+        place::make(&place.images).map_err(failed("make its place in"))?;
+    }
+    let _here = place::be_here(&place.directory).map_err(failed("be in"))?;
+    let work = Work::default();
+    thread::scope(|scope| {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        for _ in 0..threads.clamp(1, MOST_THREADS) {
+            scope.spawn(|| work.run());
+        }
+        let serve = || {
+            let mut filler = if successor {
+                Filler::resuming(place, guard, &work)?
+            } else {
+                // Relative, as CRIU names it: an absolute path may be longer than a socket's may be.
+                std::env::set_current_dir(&images).map_err(failed("enter"))?;
+                let _ = std::fs::remove_file(SOCKET);
+                let listener = UnixListener::bind(SOCKET).map_err(failed("listen in"))?;
+                let unblocked = listener.set_nonblocking(true);
+                unblocked.map_err(failed("listen in"))?;
+                place::mark(&place.directory, "begun").map_err(failed("begin in"))?;
+                Filler::listening(place, guard, listener, &work)?
+            };
+            filler.serve()?;
+            filler.farewell()
+        };
+        let served = serve();
+        work.end();
+        served
+    })
+}
+
+/// The socket of the guard, which is this process's standard input; from now on that is empty.
+fn take_stdin() -> io::Result<OwnedFd> {
+    use std::os::fd::AsFd;
+    let guard = io::stdin().as_fd().try_clone_to_owned()?;
+    let nothing = std::fs::File::open("/dev/null")?;
+    nix::unistd::dup2_stdin(&nothing)?;
+    Ok(guard)
+}
+
+#[cfg(test)]
+mod test;

@@ -1,0 +1,513 @@
+//! The filler: takes CRIU's userfaultfds, answers faults, follows what the container does to its mappings.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+
+use super::index::WORD;
+use super::member::{CHUNK, Happened, Member, Outcome};
+use super::place;
+use super::restorer::{Heard, Restorer};
+use super::source::Source;
+use super::wire::{ToFiller, ToGuard};
+use super::work::Work;
+use crate::memory::MemoryError;
+use crate::model::PAGE_SIZE;
+use crate::sys::fdpass;
+use crate::sys::userfaultfd::Userfaultfd;
+
+/// As many events of one space are taken in a row; then it is the others' turn.
+const IN_A_ROW: usize = 64;
+/// How often it is looked whether something is complete.
+const TICK: Duration = Duration::from_millis(10);
+/// How often it is told how far this is.
+const TELL: Duration = Duration::from_millis(500);
+/// How soon a fault is answered that could not be while its space was being changed.
+const SOON: Duration = Duration::from_micros(100);
+
+const GUARD: u64 = 0;
+const LISTENER: u64 = 1;
+const RESTORER: u64 = 2;
+/// Tokens of members are their numbers after this.
+const MEMBERS: u64 = 16;
+
+/// Where a filler begins.
+#[derive(Debug)]
+pub struct Place {
+    /// CRIU's images, the store's files among them.
+    pub images: PathBuf,
+    /// Where the state of the fill is kept.
+    pub directory: PathBuf,
+    /// The container's cgroup.
+    pub cgroup: PathBuf,
+}
+
+/// A filler.
+pub struct Filler<'a> {
+    place: Place,
+    epoll: Epoll,
+    /// None when nobody guards it any more.
+    guard: Option<OwnedFd>,
+    listener: Option<UnixListener>,
+    restorer: Option<Restorer>,
+    sources: HashMap<u32, Arc<Source>>,
+    members: BTreeMap<u64, Arc<Member>>,
+    /// The next number for a member.
+    free: u64,
+    /// Faults that came while their space was being changed.
+    again: VecDeque<(u64, u64)>,
+    work: &'a Work,
+    buffer: Vec<u8>,
+    /// CRIU is through, or will never be: everything may be filled.
+    begun: bool,
+    finished: bool,
+    spent: bool,
+    told: Instant,
+}
+
+impl<'a> Filler<'a> {
+    /// One that waits for CRIU.
+    pub fn listening(
+        place: Place,
+        guard: OwnedFd,
+        listener: UnixListener,
+        work: &'a Work,
+    ) -> Result<Self, MemoryError> {
+        let mut filler = Self::empty(place, guard, work)?;
+        filler.watch(listener.as_fd(), LISTENER)?;
+        filler.listener = Some(listener);
+        Ok(filler)
+    }
+
+    /// One that goes on where another has died.
+    pub fn resuming(place: Place, guard: OwnedFd, work: &'a Work) -> Result<Self, MemoryError> {
+        let mut filler = Self::empty(place, guard, work)?;
+        let mut uffds = BTreeMap::new();
+        let (finished, released) = loop {
+            match (filler.hear(true)?, filler.guard.is_some()) {
+                (Some((ToFiller::Uffd { number }, Some(fd))), _) => {
+                    uffds.insert(number, Userfaultfd::from(fd));
+                }
+                (Some((ToFiller::Connection, Some(fd))), _) => {
+                    filler.watch(fd.as_fd(), RESTORER)?;
+                    filler.restorer = Some(Restorer::new(fd));
+                }
+                (Some((ToFiller::Go { finished, released }, _)), _) => break (finished, released),
+                (None, true) => {}
+                _ => return Err(stuck("its guard has nothing to go on with")),
+            }
+        };
+        filler.free = uffds.keys().next_back().map_or(1, |last| last + 1);
+        filler.take_up(uffds)?;
+        filler.finished = finished;
+        if released {
+            filler.release()?;
+        }
+        Ok(filler)
+    }
+
+    fn empty(place: Place, guard: OwnedFd, work: &'a Work) -> Result<Self, MemoryError> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let filler = Self {
+            place,
+            epoll: epoll.map_err(|e| failed("watch", "anything")(e.into()))?,
+            guard: None,
+            listener: None,
+            restorer: None,
+            sources: HashMap::new(),
+            members: BTreeMap::new(),
+            free: 1,
+            again: VecDeque::new(),
+            work,
+            buffer: vec![0; CHUNK],
+            begun: false,
+            finished: false,
+            spent: false,
+            told: Instant::now(),
+        };
+        filler.watch(guard.as_fd(), GUARD)?;
+        Ok(Self {
+            guard: Some(guard),
+            ..filler
+        })
+    }
+
+    /// Serves until everything is there.
+    pub fn serve(&mut self) -> Result<(), MemoryError> {
+        self.tell(&ToGuard::Ready, None)?;
+        let mut looked = Instant::now();
+        let mut events = [EpollEvent::empty(); 64];
+        loop {
+            let patience = match () {
+                () if !self.again.is_empty() => SOON,
+                () if self.begun => TICK,
+                () => TELL,
+            };
+            for token in self.wait(&mut events, patience)? {
+                self.take(token)?;
+            }
+            for _ in 0..self.again.len() {
+                if let Some((number, address)) = self.again.pop_front() {
+                    self.answer(number, address)?;
+                }
+            }
+            if looked.elapsed() >= TICK {
+                looked = Instant::now();
+                if self.look()? {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn wait(&self, events: &mut [EpollEvent], patience: Duration) -> Result<Vec<u64>, MemoryError> {
+        // Rounded up, so that less than a millisecond is not a busy loop of its own.
+        let patience = patience.max(Duration::from_millis(1));
+        let timeout = EpollTimeout::try_from(patience).unwrap_or(EpollTimeout::ZERO);
+        match self.epoll.wait(events, timeout) {
+            Ok(count) => Ok(events[..count].iter().map(EpollEvent::data).collect()),
+            Err(nix::errno::Errno::EINTR) => Ok(Vec::new()),
+            Err(error) => Err(failed("wait for", "events")(error.into())),
+        }
+    }
+
+    fn take(&mut self, token: u64) -> Result<(), MemoryError> {
+        match token {
+            GUARD => self.obey(),
+            LISTENER | RESTORER => self.listen(),
+            token => self.follow(token.saturating_sub(MEMBERS)),
+        }
+    }
+
+    /// Takes what the guard says.
+    fn obey(&mut self) -> Result<(), MemoryError> {
+        match self.hear(false)? {
+            Some((ToFiller::Sync, _)) => {
+                self.listen()?;
+                match self.check() {
+                    Ok(()) => self.tell(&ToGuard::Synced, None),
+                    Err(error) => {
+                        let why = error.to_string();
+                        self.tell(&ToGuard::Refused { why }, None)
+                    }
+                }
+            }
+            Some((ToFiller::Release, _)) => self.release(),
+            Some(_) => Err(stuck("its guard speaks out of turn")),
+            None => Ok(()),
+        }
+    }
+
+    /// Asks whether all that CRIU has told of is registered.
+    fn check(&self) -> Result<(), MemoryError> {
+        let restored = self.members.values().filter(|member| !member.is_child());
+        for member in restored {
+            member.check()?;
+        }
+        Ok(())
+    }
+
+    /// Takes what CRIU says.
+    fn listen(&mut self) -> Result<(), MemoryError> {
+        if let Some(listener) = &self.listener {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let fd = OwnedFd::from(stream);
+                    self.tell(&ToGuard::Connection, Some(fd.as_fd()))?;
+                    self.watch(fd.as_fd(), RESTORER)?;
+                    self.restorer = Some(Restorer::new(fd));
+                    // Closed, and with that no longer watched.
+                    self.listener = None;
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(failed("accept", "CRIU")(error)),
+            }
+        }
+        while let Some(restorer) = &mut self.restorer {
+            let heard = restorer.hear().map_err(failed("hear", "CRIU"))?;
+            match heard {
+                Heard::Nothing => break,
+                Heard::Task(vpid, uffd) => self.restored(vpid, uffd)?,
+                Heard::Finished => {
+                    self.finished = true;
+                    self.tell(&ToGuard::Finished, None)?;
+                    self.begin();
+                }
+                Heard::End => {
+                    self.restorer = None;
+                    if self.guard.is_none() {
+                        self.begin();
+                    }
+                }
+                Heard::Nonsense => {
+                    return Err(stuck(
+                        "CRIU says what is not known: is it of another version?",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// CRIU has told of a task.
+    fn restored(&mut self, vpid: u32, uffd: Userfaultfd) -> Result<(), MemoryError> {
+        let number = self.free;
+        self.free += 1;
+        let source = self.source(vpid)?;
+        let member = Member::restored(&self.place.directory, number, uffd, source)?;
+        self.tell(&ToGuard::Hold { number }, Some(member.as_fd()))?;
+        self.add(member)
+    }
+
+    fn source(&mut self, vpid: u32) -> Result<Arc<Source>, MemoryError> {
+        if let Some(source) = self.sources.get(&vpid) {
+            return Ok(Arc::clone(source));
+        }
+        let source = Arc::new(Source::open(&self.place.images, vpid)?);
+        self.sources.insert(vpid, Arc::clone(&source));
+        Ok(source)
+    }
+
+    /// Takes up what a dead filler has left.
+    fn take_up(&mut self, uffds: BTreeMap<u64, Userfaultfd>) -> Result<(), MemoryError> {
+        let directory = self.place.directory.clone();
+        let mut parents = Vec::new();
+        for number in uffds.keys() {
+            parents.push((*number, super::progress::parent_of(&directory, *number)?));
+        }
+        for (number, uffd) in uffds {
+            let vpid = super::progress::vpid_of(&directory, number)?;
+            let source = self.source(vpid)?;
+            let mut kept = |parent| {
+                let child = parents.iter().find(|(_, theirs)| *theirs == Some(parent));
+                child.map(|(number, _)| *number)
+            };
+            let member = Member::resumed(&directory, number, uffd, source, &mut kept)?;
+            self.add(member)?;
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, member: Arc<Member>) -> Result<(), MemoryError> {
+        self.watch(member.as_fd(), MEMBERS + member.number())?;
+        self.work.add(Arc::clone(&member));
+        self.members.insert(member.number(), member);
+        Ok(())
+    }
+
+    /// Takes the events of a space.
+    fn follow(&mut self, number: u64) -> Result<(), MemoryError> {
+        let Some(member) = self.members.get(&number).map(Arc::clone) else {
+            return Ok(());
+        };
+        for _ in 0..IN_A_ROW {
+            let (guard, directory) = (&self.guard, &self.place.directory);
+            let mut lost = false;
+            let mut keep = |number, uffd: BorrowedFd<'_>| {
+                if let Some(guard) = guard {
+                    lost = !said(guard, &ToGuard::Hold { number }, Some(uffd))?;
+                }
+                Ok(())
+            };
+            let happened = member.read(directory, self.free, &mut keep)?;
+            if lost {
+                self.orphaned();
+            }
+            match happened {
+                None => break,
+                Some(Happened::Fault(address)) => self.answer(number, address)?,
+                Some(Happened::Changed) => {}
+                Some(Happened::Born(child)) => {
+                    self.free += 1;
+                    self.add(child)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, number: u64, address: u64) -> Result<(), MemoryError> {
+        let Some(member) = self.members.get(&number) else {
+            return Ok(());
+        };
+        match member.answer(address, &mut self.buffer)? {
+            Outcome::Again => self.again.push_back((number, address)),
+            Outcome::Done => {
+                if let Some(page) = member.number_at(address / PAGE_SIZE * PAGE_SIZE) {
+                    self.work.urgent(member, page / WORD);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything may be filled now.
+    fn begin(&mut self) {
+        if !self.begun {
+            self.begun = true;
+            self.work.begin();
+        }
+    }
+
+    /// The container runs: what is used of the store may go.
+    fn release(&mut self) -> Result<(), MemoryError> {
+        if !self.spent {
+            let marked = place::mark(&self.place.directory, "spent");
+            marked.map_err(failed("mark", "the store"))?;
+            self.spent = true;
+        }
+        self.work.release();
+        self.begin();
+        Ok(())
+    }
+
+    /// Nobody guards this any more; it goes on, and gives nothing back that it was not allowed to.
+    fn orphaned(&mut self) {
+        self.guard = None;
+        if self.restorer.is_none() {
+            self.begin();
+        }
+    }
+
+    /// Lets go of what is complete. Returns whether that was all.
+    fn look(&mut self) -> Result<bool, MemoryError> {
+        if let Some(error) = self.work.failure() {
+            return Err(error);
+        }
+        if !self.begun {
+            return Ok(false);
+        }
+        let mut complete = Vec::new();
+        let mut left = 0;
+        for member in self.members.values() {
+            let missing = member.done().left();
+            if missing > 0 {
+                member.look();
+            }
+            if missing == 0 || member.is_gone() {
+                complete.push(Arc::clone(member));
+                continue;
+            }
+            left += missing;
+            if member.is_taken() && !self.work.is_urgent(member.number()) {
+                member.start_over();
+            }
+        }
+        for member in complete {
+            self.let_go(&member)?;
+        }
+        if self.told.elapsed() >= TELL {
+            self.told = Instant::now();
+            self.tell(&ToGuard::Left { pages: left }, None)?;
+        }
+        Ok(self.members.is_empty())
+    }
+
+    fn let_go(&mut self, member: &Member) -> Result<(), MemoryError> {
+        let number = member.number();
+        // An event that is not read any more changes nothing: nothing is left to be placed.
+        let removed = self.epoll.delete(member.as_fd());
+        removed.map_err(|e| failed("let go of", "a userfaultfd")(e.into()))?;
+        self.work.remove(number);
+        self.members.remove(&number);
+        self.tell(&ToGuard::Drop { number }, None)?;
+        member.retire();
+        Ok(())
+    }
+
+    /// Says that everything is there.
+    pub fn farewell(&mut self) -> Result<(), MemoryError> {
+        let marked = place::mark(&self.place.directory, "filled");
+        marked.map_err(failed("mark", "the end"))?;
+        self.tell(&ToGuard::Filled, None)
+    }
+
+    fn tell(&mut self, message: &ToGuard, fd: Option<BorrowedFd<'_>>) -> Result<(), MemoryError> {
+        if let Some(guard) = &self.guard
+            && !said(guard, message, fd)?
+        {
+            self.orphaned();
+        }
+        Ok(())
+    }
+
+    /// The guard's next word; none when it has said nothing, or is gone.
+    fn hear(&mut self, wait: bool) -> Result<Option<(ToFiller, Option<OwnedFd>)>, MemoryError> {
+        let Some(guard) = &self.guard else {
+            return Ok(None);
+        };
+        if !wait && !readable(guard) {
+            return Ok(None);
+        }
+        match fdpass::receive(guard.as_fd()) {
+            Ok(Some((bytes, mut fds))) => {
+                let message = serde_json::from_slice(&bytes);
+                let message = message.map_err(|_| stuck("its guard is of another version"))?;
+                Ok(Some((message, fds.pop())))
+            }
+            Ok(None) => {
+                self.orphaned();
+                Ok(None)
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                self.orphaned();
+                Ok(None)
+            }
+            Err(error) => Err(failed("hear", "its guard")(error)),
+        }
+    }
+
+    fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), MemoryError> {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
+        let added = self.epoll.add(fd, event);
+        added.map_err(|e| failed("watch", "a descriptor")(e.into()))
+    }
+}
+
+/// Says something to a guard; false when it is gone.
+fn said(
+    guard: &OwnedFd,
+    message: &ToGuard,
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<bool, MemoryError> {
+    let text = serde_json::to_vec(message).unwrap_or_default();
+    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+    match fdpass::send(guard.as_fd(), &text, &fds, true) {
+        Ok(()) => Ok(true),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+            ) =>
+        {
+            Ok(false)
+        }
+        Err(error) => Err(failed("tell", "its guard")(error)),
+    }
+}
+
+fn readable(fd: &OwnedFd) -> bool {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+}
+
+fn failed(operation: &'static str, what: &str) -> impl FnOnce(io::Error) -> MemoryError {
+    let path = Path::new(what).to_owned();
+    move |source| MemoryError::Fill {
+        operation,
+        path,
+        source,
+    }
+}
+
+fn stuck(what: &str) -> MemoryError {
+    let what = what.to_owned();
+    MemoryError::FillStuck { what }
+}

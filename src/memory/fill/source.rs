@@ -1,0 +1,143 @@
+//! Where the bytes of an address space's lazy pages come from.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek64};
+
+use super::index::Index;
+use super::member::Member;
+use crate::memory::images::read_pagemap;
+use crate::memory::mappings::Mappings;
+use crate::memory::space::PageFlags;
+use crate::memory::{MemoryError, store};
+
+/// The lazy pages of a process that was dumped, and everybody who needs them: the process itself, and the children it
+/// has had since.
+#[derive(Debug)]
+pub struct Source {
+    /// Its process id inside the container when it was dumped.
+    pub vpid: u32,
+    /// Its lazy pages.
+    pub index: Index,
+    /// What its children do not inherit, by its addresses when it was dumped.
+    pub wiped_on_fork: Vec<Range<u64>>,
+    /// The store's file, page at offset = home; none where there are no lazy pages.
+    file: Option<File>,
+    members: RwLock<Vec<Arc<Member>>>,
+}
+
+impl Source {
+    /// What the images say about a process.
+    pub fn open(images: &Path, vpid: u32) -> Result<Self, MemoryError> {
+        let name = images.join(format!("pagemap-{vpid}.img"));
+        let failed = |operation, path: &Path| {
+            let path = path.to_owned();
+            move |source| MemoryError::Fill {
+                operation,
+                path,
+                source,
+            }
+        };
+        let bytes = fs::read(&name).map_err(failed("read", &name))?;
+        let (number, list) = read_pagemap(&bytes)
+            .ok_or_else(|| failed("make sense of", &name)(io::ErrorKind::InvalidData.into()))?;
+        let lazy = list.iter().filter(|entry| entry.flags == PageFlags::LAZY);
+        let index = Index::new(lazy.map(|entry| entry.vaddr..entry.end()));
+        let pages = images.join("parent").join(format!("pages-{number}.img"));
+        let open = || {
+            let mut how = OpenOptions::new();
+            how.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
+            how.open(&pages)
+        };
+        let file = (index.pages() > 0).then(open).transpose();
+        let file = file.map_err(failed("open", &pages))?;
+        let mm = images.join(format!("mm-{vpid}.img"));
+        let mappings = match fs::read(&mm) {
+            Ok(bytes) => Mappings::read(&bytes).unwrap_or_else(Mappings::unknown),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Mappings::none(),
+            Err(error) => return Err(failed("read", &mm)(error)),
+        };
+        Ok(Self {
+            vpid,
+            index,
+            wiped_on_fork: mappings.wiped_on_fork(),
+            file,
+            members: RwLock::default(),
+        })
+    }
+
+    /// Somebody more needs these pages.
+    pub fn join(&self, member: Arc<Member>) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.push(member);
+    }
+
+    /// Somebody needs them no more.
+    pub fn leave(&self, number: u64) {
+        let mut members = self.members.write().unwrap_or_else(PoisonError::into_inner);
+        members.retain(|member| member.number() != number);
+    }
+
+    /// Cuts a range of homes into pieces that have bytes and pieces that are zeros, ascending.
+    pub fn pieces(&self, home: Range<u64>) -> io::Result<Vec<(Range<u64>, bool)>> {
+        let mut pieces = Vec::new();
+        let mut at = home.start;
+        while at < home.end {
+            let data = self
+                .seek(at, Whence::SeekData)?
+                .map_or(home.end, |data| data.clamp(at, home.end));
+            if at < data {
+                pieces.push((at..data, false));
+            }
+            let hole = match data < home.end {
+                true => self
+                    .seek(data, Whence::SeekHole)?
+                    .map_or(home.end, |hole| hole.clamp(data, home.end)),
+                false => home.end,
+            };
+            if data < hole {
+                pieces.push((data..hole, true));
+            }
+            at = hole.max(data);
+        }
+        Ok(pieces)
+    }
+
+    /// Reads pages. What cannot be read is an error, never zeros.
+    pub fn read(&self, home: u64, into: &mut [u8]) -> io::Result<()> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        file.read_exact_at(into, home)
+    }
+
+    /// Gives the memory of the pages of a word back, if nobody needs any of them any more.
+    pub fn give_back(&self, word: u64) -> io::Result<()> {
+        // A child that is born meanwhile inherits a member's bits, so it has every bit that all have.
+        let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
+        let needed = members.iter().any(|member| !member.done().is_full(word));
+        let Some(file) = self.file.as_ref().filter(|_| !needed) else {
+            return Ok(());
+        };
+        let numbers = word * super::index::WORD..(word + 1) * super::index::WORD;
+        for (_, home) in self.index.homes(numbers) {
+            store::punch(file, home.start, home.end - home.start)?;
+        }
+        Ok(())
+    }
+
+    fn seek(&self, at: u64, whence: Whence) -> io::Result<Option<u64>> {
+        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        let at = i64::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // The position of the descriptor is nobody's: pages are read by offset.
+        match lseek64(file, at, whence) {
+            Ok(found) => Ok(Some(found.cast_unsigned())),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
