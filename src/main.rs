@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     match arguments.next().as_deref().and_then(|word| word.to_str()) {
         Some("init") => godwit::container::init::run(arguments),
         Some("fill") => godwit::memory::fill::run(arguments),
-        Some("shim") => godwit::container::shim::run(arguments, &CriuRestorer),
+        Some("shim") => godwit::container::shim::run(arguments, &CriuRestorer::default()),
         _ => godwit::cli::run(),
     }
 }

@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -12,6 +14,8 @@ use nix::unistd::Pid;
 use super::CheckpointError;
 use super::dump::NETNS_KEY;
 use crate::criu::{Criu, Notify, RestoreRequest, Session, Spawn, Verdict};
+use crate::memory::MemoryError;
+use crate::memory::fill::Guard;
 
 /// What is restored, and into what.
 #[derive(Debug)]
@@ -26,7 +30,12 @@ pub struct Plan {
     pub cgroup: PathBuf,
     /// The pipes for standard output and error: the inode number the images name, and the end to write to.
     pub stdio: Vec<(u64, OwnedFd)>,
+    /// Who brings the memory that the images leave out; none where they leave out none.
+    pub fill: Option<Arc<Guard>>,
 }
+
+/// How long the fill may take to have everything in safe hands.
+const SYNCED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Restores a container as a child of this process. `hold` is called once, with the host process id of its
 /// first process, when everything is restored and nothing runs; it returns whether it may run. When this
@@ -61,6 +70,7 @@ pub fn restore(
     let request = RestoreRequest {
         root: Some(plan.root),
         inherit,
+        lazy_pages: plan.fill.is_some(),
         ..RestoreRequest::new(plan.images)
     };
     let failed = |source| CheckpointError::Criu {
@@ -68,33 +78,41 @@ pub fn restore(
         source,
     };
     let session = Session::start(criu, spawn).map_err(failed)?;
-    let mut how_far = HowFar::default();
+    let mut how_far = HowFar::new(plan.fill.clone());
     let mut judge = |step| how_far.judge(&step, hold);
     let error = match session.restore(&request, &mut judge) {
-        Ok(restored) => return Ok(restored.pid),
+        Ok(restored) => {
+            how_far.runs();
+            return Ok(restored.pid);
+        }
         Err(source) => failed(source),
     };
-    match how_far {
+    if let (Some(pid), true) = (how_far.pid, how_far.let_go) {
         // They were let go before CRIU failed, or was killed: what was restored runs, and is the only copy.
+        tracing::warn!(
+            pid,
+            "the tasks run, although CRIU did not end well: {error}"
+        );
+        how_far.runs();
+        return Ok(pid);
+    }
+    match how_far {
         HowFar {
-            pid: Some(pid),
-            let_go: true,
+            pid,
+            unwanted,
+            unfilled,
             ..
         } => {
-            tracing::warn!(
-                pid,
-                "the tasks run, although CRIU did not end well: {error}"
-            );
-            Ok(pid)
-        }
-        HowFar { pid, unwanted, .. } => {
             pid.map(end)
                 .transpose()
                 .map_err(|source| CheckpointError::Remains { source })?;
-            Err(if unwanted {
-                CheckpointError::Unwanted
-            } else {
-                error
+            Err(match unfilled {
+                Some(source) => CheckpointError::Memory {
+                    operation: "brought behind it",
+                    source,
+                },
+                None if unwanted => CheckpointError::Unwanted,
+                None => error,
             })
         }
     }
@@ -104,17 +122,36 @@ pub fn restore(
 /// they wait in CRIU's restorer, for ever if CRIU is killed (`cr-restore.c`, `restore_root_task`).
 #[derive(Debug, Default)]
 struct HowFar {
+    fill: Option<Arc<Guard>>,
     pid: Option<i32>,
     unwanted: bool,
+    unfilled: Option<MemoryError>,
     let_go: bool,
 }
 
 impl HowFar {
+    fn new(fill: Option<Arc<Guard>>) -> Self {
+        Self {
+            fill,
+            ..Self::default()
+        }
+    }
+
+    /// The tasks run: what they have read of the store is not needed for another restore.
+    fn runs(&self) {
+        if let Some(fill) = &self.fill {
+            fill.release();
+        }
+    }
+
     fn judge(&mut self, step: &Notify, hold: &mut dyn FnMut(i32) -> bool) -> Verdict {
         match step {
             Notify::PostRestore { pid } => {
                 self.pid = Some(*pid);
-                self.unwanted = !hold(*pid);
+                // Nothing runs before everything is in two hands.
+                let synced = self.fill.as_ref().map(|fill| fill.sync(SYNCED_WITHIN));
+                self.unfilled = synced.and_then(Result::err);
+                self.unwanted = self.unfilled.is_some() || !hold(*pid);
                 if self.unwanted {
                     Verdict::Refuse
                 } else {

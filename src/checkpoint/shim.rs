@@ -2,17 +2,47 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Plan, restore};
-use crate::container::shim::{RestoreRequest, Restorer, ShimStdio};
+use crate::container::shim::{Preparation, RestoreRequest, Restorer, ShimStdio};
 use crate::criu::Criu;
+use crate::memory::fill::{FillPlan, Guard};
 use crate::model::CriuVersion;
 
-/// Restores containers for shims.
-#[derive(Debug, Clone, Copy)]
-pub struct CriuRestorer;
+/// This program, even where its file was replaced meanwhile.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// Restores the container of a shim.
+#[derive(Debug, Default)]
+pub struct CriuRestorer {
+    /// Who will bring memory that comes behind the container.
+    fill: Mutex<Option<Arc<Guard>>>,
+}
+
+impl CriuRestorer {
+    /// Who brings memory, started now where nobody was yet, or whoever was is gone.
+    fn fill(&self, images: &Path, cgroup: &Path) -> Result<Arc<Guard>, String> {
+        let mut fill = self.fill.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(guard) = fill.as_ref().filter(|guard| guard.is_well()) {
+            return Ok(Arc::clone(guard));
+        }
+        let plan = FillPlan {
+            program: PROGRAM.into(),
+            images: images.to_owned(),
+            cgroup: cgroup.to_owned(),
+        };
+        let guard = Arc::new(Guard::start(plan).map_err(|error| chain(&error))?);
+        Ok(Arc::clone(fill.insert(guard)))
+    }
+}
 
 impl Restorer for CriuRestorer {
+    fn prepare(&self, preparation: &Preparation) -> Result<(), String> {
+        self.fill(&preparation.images, &preparation.cgroup)
+            .map(drop)
+    }
+
     fn restore(
         &self,
         request: &RestoreRequest,
@@ -23,6 +53,9 @@ impl Restorer for CriuRestorer {
             let copied = fd.try_clone();
             copied.map_err(|e| format!("cannot duplicate an output pipe: {e}"))
         };
+        let fill = request
+            .lazy
+            .then(|| self.fill(&request.images, &request.cgroup));
         let plan = Plan {
             images: request.images.clone(),
             root: request.root.clone(),
@@ -32,9 +65,14 @@ impl Restorer for CriuRestorer {
                 (request.stdio_inodes[0], copy(&stdio.stdout)?),
                 (request.stdio_inodes[1], copy(&stdio.stderr)?),
             ],
+            fill: fill.transpose()?,
         };
         let criu = criu(&request.criu, &request.extra)?;
-        restore(&criu, plan, hold).map_err(|error| chain(&error))
+        restore(&criu, plan, hold).map_err(|error| {
+            // Nothing runs, and nothing is to be brought.
+            *self.fill.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            chain(&error)
+        })
     }
 }
 

@@ -8,6 +8,7 @@ use crate::cgroup::CgroupRoot;
 use crate::model::{
     Ability, Bytes, CpuFacts, CriuVersion, HostFacts, Name, TrackerChoice, TrackerOffer,
 };
+use crate::sys::userfaultfd;
 
 /// What was found out about CRIU when the daemon started.
 #[derive(Debug, Clone, Default)]
@@ -65,7 +66,7 @@ pub fn memory(cgroups: &CgroupRoot) -> MemoryFacts {
             usable: true,
             why,
         }],
-        lazy_restore: Ability::default(),
+        lazy_restore: lazy_restore(),
         throttle: throttle(cgroups),
     }
 }
@@ -84,6 +85,27 @@ fn throttle(cgroups: &CgroupRoot) -> Ability {
                 "no cpu controller in {at}: boot with cgroup v2 alone (systemd.unified_cgroup_hierarchy=1)"
             ),
         }
+    }
+}
+
+/// Whether this kernel tells enough of an address space whose pages come later.
+fn lazy_restore() -> Ability {
+    let features = userfaultfd::FEATURE_EVENT_FORK
+        | userfaultfd::FEATURE_EVENT_REMAP
+        | userfaultfd::FEATURE_EVENT_REMOVE
+        | userfaultfd::FEATURE_EVENT_UNMAP;
+    let tried = userfaultfd::create(0).and_then(|uffd| uffd.handshake(features));
+    match tried {
+        Ok(_) => Ability {
+            usable: true,
+            why: "this kernel has userfaultfds that tell of forks and of moved memory".to_owned(),
+        },
+        Err(error) => Ability {
+            usable: false,
+            why: format!(
+                "this kernel has no userfaultfds that tell of forks and of moved memory: {error}"
+            ),
+        },
     }
 }
 

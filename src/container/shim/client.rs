@@ -11,7 +11,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::sys::stat::fstat;
 
 use super::EXIT_FILE;
-use super::wire::{Exit, Report, Request, RestoreRequest, ShimState};
+use super::wire::{Exit, Preparation, Report, Request, RestoreRequest, ShimState};
 use crate::sys::{fdpass, pidfd};
 
 /// How long a shim may take to answer. A restore is not waited for with this.
@@ -153,6 +153,12 @@ impl Client {
     pub fn adopt(&mut self, pid: i32, pipes: &[OwnedFd]) -> Result<(), ShimError> {
         let fds: Vec<BorrowedFd<'_>> = pipes.iter().map(AsFd::as_fd).collect();
         self.ask(&Request::Adopt { pid }, &fds).map(drop)
+    }
+
+    /// Gets ready for a restore; see [`Request::Prepare`].
+    pub fn prepare(&mut self, preparation: Preparation) -> Result<(), ShimError> {
+        let request = Request::Prepare(Box::new(preparation));
+        self.ask(&request, &[]).map(drop)
     }
 
     /// Restores, up to the moment when the processes stand still and wait for the verdict. When the connection

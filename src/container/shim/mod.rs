@@ -37,7 +37,7 @@ use nix::unistd::{Uid, fchown, pipe2};
 
 pub use client::{Client, ShimError, exit_of};
 pub use start::{Start, start};
-pub use wire::{Exit, RestoreRequest, ShimState};
+pub use wire::{Exit, Preparation, RestoreRequest, ShimState};
 
 /// The name of the control socket in the container's run directory.
 pub const SOCKET: &str = "shim.sock";
@@ -46,6 +46,11 @@ pub const EXIT_FILE: &str = "exit.json";
 
 /// Brings a container back from images; what the shim knows of CRIU is this.
 pub trait Restorer: Sync {
+    /// Does what can be done before the images are there. A restore that was not prepared for does it itself.
+    fn prepare(&self, _preparation: &Preparation) -> Result<(), String> {
+        Ok(())
+    }
+
     /// Restores, and returns the id of the first process, a child of the calling process.
     ///
     /// `stdio` has the write ends that become the container's output; they are to be duplicated into it. When

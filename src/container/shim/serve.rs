@@ -201,6 +201,10 @@ impl Shim {
             Request::Signal { signal } => self.signal(signal)?,
             Request::Pipes => return self.hand_out().map_err(|e| format!("no duplicates: {e}")),
             Request::Adopt { pid } => self.adopt(pid, fds)?,
+            Request::Prepare(preparation) => {
+                self.must_be_idle()?;
+                restorer.prepare(&preparation)?;
+            }
             Request::Restore(request) => {
                 self.must_be_idle()?;
                 let stdio = self.stdio.take().ok_or("this shim has no pipes to give")?;

@@ -49,6 +49,7 @@ fn request(script: &str) -> RestoreRequest {
         criu: nowhere(),
         stdio_inodes: [1, 2],
         log: nowhere(),
+        lazy: false,
         extra: script.into(),
     }
 }

@@ -39,6 +39,8 @@ pub enum Request {
         /// The id of its first process on the host.
         pid: i32,
     },
+    /// Get ready to bring a container back whose images are still to come, so far as that is possible.
+    Prepare(Box<Preparation>),
     /// Bring a container back from images. `Done` means that it has begun; the states tell the rest.
     Restore(Box<RestoreRequest>),
     /// In the state `held`: let it run, or undo it.
@@ -110,6 +112,15 @@ pub struct Exit {
     pub code: Option<i32>,
 }
 
+/// What can be known of a restore before there is anything to restore.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Preparation {
+    /// The directory in which CRIU's images will be.
+    pub images: PathBuf,
+    /// The cgroup the processes will be born in.
+    pub cgroup: PathBuf,
+}
+
 /// What a restore needs to know. The shim hands it to the [`super::Restorer`] as it is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RestoreRequest {
@@ -127,6 +138,9 @@ pub struct RestoreRequest {
     pub stdio_inodes: [u64; 2],
     /// Where CRIU logs to.
     pub log: PathBuf,
+    /// Whether its memory comes behind it: the images leave pages to the fill.
+    #[serde(default)]
+    pub lazy: bool,
     /// Whatever else the restorer wants.
     pub extra: serde_json::Value,
 }
@@ -155,7 +169,8 @@ mod test {
             criu: "/e".into(),
             stdio_inodes: [1, u64::MAX],
             log: "/f".into(),
-            extra: serde_json::json!({ "lazy": true }),
+            lazy: true,
+            extra: serde_json::json!({ "criu_version": "4.2.1" }),
         }));
         for request in [
             request,

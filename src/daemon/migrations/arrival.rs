@@ -6,15 +6,16 @@ use std::sync::Arc;
 use nix::sys::statvfs::statvfs;
 
 use super::incoming::Incoming;
-use super::restored::RestoredArrival;
+use super::restored::{self, RestoredArrival};
 use crate::checkpoint::ImageDirectory;
+use crate::container::shim::Client;
 use crate::container::{Record, place};
 use crate::daemon::{Context, facts};
 use crate::memory::{Decoder, PageStore, link_images};
 use crate::migration::codec::{Chunk, Frame, Kind};
 use crate::migration::preflight::{Coming, Here, preflight};
 use crate::migration::{Arriving, Cause, Destination, Offer, Summary};
-use crate::model::{Bytes, ContainerState, Finding, Name};
+use crate::model::{Bytes, ContainerState, Finding, Name, RestoreChoice};
 use crate::net::HeldFrames;
 use crate::rootfs::Staging;
 use crate::storage::Receiver;
@@ -92,6 +93,11 @@ impl Destination for Arrivals {
             pages: None,
             images: None,
             frames: None,
+            lazy: match offer.options.restore {
+                RestoreChoice::Auto | RestoreChoice::Lazy => self.context.facts.lazy_restore.usable,
+                RestoreChoice::Eager => false,
+            },
+            shim: None,
         };
         match arrival.make(offer) {
             Ok(arrival) => Ok(arrival),
@@ -114,6 +120,10 @@ pub struct Arrival {
     pages: Option<(PageStore, Decoder)>,
     images: Option<ImageDirectory>,
     frames: Option<HeldFrames>,
+    /// Whether its memory comes behind it.
+    lazy: bool,
+    /// Who will restore it.
+    shim: Option<Client>,
 }
 
 impl Arrival {
@@ -133,6 +143,7 @@ impl Arrival {
             .record(ContainerState::Arriving, coming.generation)
             .save(&context.host)?;
         fs::create_dir_all(coming.images())?;
+        self.shim = Some(restored::new_shim(&coming, self.lazy)?);
         let limit = Bytes(offer.memory.0 * 2) + GROWTH;
         self.pages = Some((
             PageStore::create(&coming.directory(), limit)?,
@@ -168,7 +179,8 @@ impl Arrival {
             let (here, there) = (complete.pages, summary.pages);
             return Err(format!("{here} pages are listed here and {there} on the source").into());
         }
-        link_images(complete, images.path(), THREADS, false)?;
+        let placed = link_images(complete, images.path(), THREADS, self.lazy)?;
+        tracing::debug!(container = %self.coming.spec.name, ?placed, "its memory is complete");
         let pin = self.coming.context.host.netns(&self.coming.spec.name);
         if let Err(error) = self.coming.context.network.learn(&pin, &summary.neighbours) {
             tracing::warn!(container = %self.coming.spec.name, "it has to ask for its neighbours anew: {error}");
@@ -183,6 +195,10 @@ impl Arriving for Arrival {
 
     fn needs_image(&self) -> bool {
         self.image.is_some()
+    }
+
+    fn way(&self) -> RestoreChoice {
+        restored::way(self.lazy)
     }
 
     fn take(&mut self, frame: Frame) -> Result<(), Cause> {
@@ -238,9 +254,11 @@ impl Arriving for Arrival {
     }
 
     fn restore(mut self, summary: &Summary) -> Result<RestoredArrival, Cause> {
-        let restored = self
-            .complete(summary)
-            .and_then(|()| RestoredArrival::restore(&self.coming, summary, self.frames.take()));
+        let restored = self.complete(summary).and_then(|()| {
+            let frames = self.frames.take();
+            let shim = self.shim.take();
+            RestoredArrival::restore(&self.coming, summary, frames, self.lazy, shim)
+        });
         restored.inspect_err(|_| {
             if let Err(undo) = self.coming.remove() {
                 tracing::error!(container = %self.coming.spec.name, "a container that was not restored was not removed: {undo}");

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
 use crate::daemon::Context;
+use crate::memory::fill::{self, FillState};
 use crate::model::MigrationId;
 
 /// The directory of a migration's images and pages, on a tmpfs.
@@ -24,6 +25,23 @@ pub fn remove_directory(path: &Path) -> io::Result<()> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+/// Waits until all memory of the container that was restored from `images` is there, however long that takes: its
+/// images are what it is brought from. Where nobody brings it any more the container is killed, for what it reads is
+/// not what it wrote.
+pub fn wait_until_filled(images: &Path, cgroup: &Path) -> io::Result<()> {
+    loop {
+        match fill::fill_state(images)? {
+            FillState::None | FillState::Filled => return Ok(()),
+            FillState::Filling => thread::sleep(Duration::from_millis(20)),
+            FillState::Lost => {
+                fill::kill_container(cgroup)?;
+                tracing::error!(cgroup = %cgroup.display(), "the container was killed: everybody who brought its memory behind it is gone");
+                return Ok(());
+            }
+        }
     }
 }
 

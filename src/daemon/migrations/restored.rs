@@ -1,6 +1,7 @@
 //! A container that is restored here and held, until the source's word lets it run or undoes it.
 
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,12 @@ use nix::unistd::syncfs;
 
 use super::incoming::Incoming;
 use super::remains;
-use crate::container::shim::{Client, RestoreRequest, ShimError, ShimState};
+use crate::container::shim::{Client, Preparation, RestoreRequest, ShimError, ShimState};
 use crate::container::{Record, create};
 use crate::daemon::Context;
+use crate::memory::fill::fill_is_spent;
 use crate::migration::{Cause, Restored, RunError, Summary};
-use crate::model::{ContainerState, Generation, MigrationId, Name};
+use crate::model::{ContainerState, Generation, MigrationId, Name, RestoreChoice};
 use crate::net::HeldFrames;
 
 /// How long it may take to see what became of a container whose shim died.
@@ -20,7 +22,31 @@ const SETTLES_WITHIN: Duration = Duration::from_secs(10);
 /// How often a container that died before it ran is restored.
 const TRIES: u32 = 3;
 
-fn request(coming: &Incoming, summary: &Summary) -> Result<RestoreRequest, Cause> {
+/// How memory comes back, for the report.
+pub fn way(lazy: bool) -> RestoreChoice {
+    if lazy {
+        RestoreChoice::Lazy
+    } else {
+        RestoreChoice::Eager
+    }
+}
+
+/// Starts the shim of a container that comes, ready to restore it: none of that is to be waited for later. What is
+/// left after a failure goes with the place.
+pub fn new_shim(coming: &Incoming, lazy: bool) -> Result<Client, Cause> {
+    let host = &coming.context.host;
+    let owner = Some(coming.spec.user.uid);
+    let mut shim = create::new_shim(host, &coming.spec, owner)?;
+    if lazy {
+        shim.prepare(Preparation {
+            images: coming.images(),
+            cgroup: host.cgroup(&coming.spec.name).path().to_owned(),
+        })?;
+    }
+    Ok(shim)
+}
+
+fn request(coming: &Incoming, summary: &Summary, lazy: bool) -> Result<RestoreRequest, Cause> {
     let host = &coming.context.host;
     let name = &coming.spec.name;
     let criu = coming
@@ -36,6 +62,7 @@ fn request(coming: &Incoming, summary: &Summary) -> Result<RestoreRequest, Cause
         criu: criu.program().to_owned(),
         stdio_inodes: summary.stdio_inodes,
         log: coming.images().join("restore.log"),
+        lazy,
         extra: serde_json::json!({ "criu_version": criu.version() }),
     })
 }
@@ -54,8 +81,10 @@ impl RestoredArrival {
         coming: &Arc<Incoming>,
         summary: &Summary,
         frames: Option<HeldFrames>,
+        lazy: bool,
+        shim: Option<Client>,
     ) -> Result<Self, Cause> {
-        let request = request(coming, summary)?;
+        let request = request(coming, summary, lazy)?;
         let coming = Arc::clone(coming);
         let mut restored = Self {
             coming,
@@ -63,7 +92,7 @@ impl RestoredArrival {
             shim: None,
             frames,
         };
-        restored.hold()?;
+        restored.hold(shim)?;
         Ok(restored)
     }
 
@@ -87,7 +116,7 @@ impl RestoredArrival {
         let request = match kept {
             Ok(text) => serde_json::from_slice(&text)?,
             // It was never ready to be restored, and will be discarded.
-            Err(_) => request(&coming, &Summary::default())?,
+            Err(_) => request(&coming, &Summary::default(), false)?,
         };
         let shim = Client::connect(&context.host.run(&coming.spec.name)).ok();
         Ok(Self {
@@ -99,13 +128,19 @@ impl RestoredArrival {
         })
     }
 
-    /// Restores from the images, up to the moment before the first instruction.
-    fn hold(&mut self) -> Result<(), Cause> {
+    /// Restores from the images, up to the moment before the first instruction, with a shim that is ready for that or
+    /// a new one.
+    fn hold(&mut self, shim: Option<Client>) -> Result<(), Cause> {
         let coming = &self.coming;
+        if fill_is_spent(&self.request.images) {
+            return Err("its memory was given away as it ran; it cannot be restored again".into());
+        }
         let text = serde_json::to_vec(&self.request)?;
         fs::write(coming.directory().join("request.json"), text)?;
-        let owner = Some(coming.spec.user.uid);
-        let mut shim = create::new_shim(&coming.context.host, &coming.spec, owner)?;
+        let mut shim = match shim {
+            Some(shim) => shim,
+            None => new_shim(coming, self.request.lazy)?,
+        };
         shim.restore(self.request.clone())?;
         // From now on a shim that dies can be replaced without losing the container's output.
         let outputs = shim.pipes()?;
@@ -134,12 +169,17 @@ impl RestoredArrival {
             self.shim = None;
             let cgroup = self.coming.context.host.cgroup(&self.coming.spec.name);
             let again = cgroup.remove().and_then(|()| cgroup.create());
-            let again = again.map_err(Cause::from).and_then(|()| self.hold());
+            let again = again.map_err(Cause::from).and_then(|()| self.hold(None));
             if let Err(error) = again {
                 last = error;
             }
         }
         Err(RunError::NeverRan(last))
+    }
+
+    fn cgroup(&self) -> PathBuf {
+        let host = &self.coming.context.host;
+        host.cgroup(&self.coming.spec.name).path().to_owned()
     }
 
     /// Whether it runs, or has run. Where the shim is gone the cgroup tells: CRIU, which lives in it, kills what
@@ -193,7 +233,12 @@ impl Restored for RestoredArrival {
         Ok(since)
     }
 
+    fn way(&self) -> RestoreChoice {
+        way(self.request.lazy)
+    }
+
     fn settle(self) -> Result<(), Cause> {
+        remains::wait_until_filled(&self.coming.images(), &self.cgroup())?;
         Ok(remains::remove_directory(&self.coming.directory())?)
     }
 

@@ -147,11 +147,6 @@ impl Member {
         self.progress.number()
     }
 
-    /// Where its bytes come from.
-    pub fn source(&self) -> &Source {
-        &self.source
-    }
-
     /// Whether it was forked here.
     pub fn is_child(&self) -> bool {
         self.progress.parent().is_some()
