@@ -96,26 +96,16 @@ pub fn restore(
         how_far.runs();
         return Ok(pid);
     }
-    match how_far {
-        HowFar {
-            pid,
-            unwanted,
-            unfilled,
-            ..
-        } => {
-            pid.map(end)
-                .transpose()
-                .map_err(|source| CheckpointError::Remains { source })?;
-            Err(match unfilled {
-                Some(source) => CheckpointError::Memory {
-                    operation: "brought behind it",
-                    source,
-                },
-                None if unwanted => CheckpointError::Unwanted,
-                None => error,
-            })
-        }
-    }
+    let remains = how_far.pid.map(end).transpose();
+    remains.map_err(|source| CheckpointError::Remains { source })?;
+    Err(match how_far.unfilled {
+        Some(source) => CheckpointError::Memory {
+            operation: "brought behind it",
+            source,
+        },
+        None if how_far.unwanted => CheckpointError::Unwanted,
+        None => error,
+    })
 }
 
 /// How far a restore has come. Its tasks execute nothing of their own before the step `pre-resume`: until then
