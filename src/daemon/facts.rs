@@ -5,9 +5,8 @@ use std::path::Path;
 
 use super::DaemonError;
 use crate::cgroup::CgroupRoot;
-use crate::model::{
-    Ability, Bytes, CpuFacts, CriuVersion, HostFacts, Name, TrackerChoice, TrackerOffer,
-};
+use crate::memory::tracker;
+use crate::model::{Ability, Bytes, CpuFacts, CriuVersion, HostFacts, Name, TrackerOffer};
 use crate::sys::userfaultfd;
 
 /// What was found out about CRIU when the daemon started.
@@ -59,13 +58,8 @@ pub fn gather(name: &Name, criu: CriuFacts, memory: MemoryFacts) -> Result<HostF
 
 /// Finds out how memory can be copied out of running tasks here, and back into them.
 pub fn memory(cgroups: &CgroupRoot) -> MemoryFacts {
-    let why = "every kernel has what it needs: it reads all memory in each round".to_owned();
     MemoryFacts {
-        trackers: vec![TrackerOffer {
-            kind: TrackerChoice::Hash,
-            usable: true,
-            why,
-        }],
+        trackers: tracker::offered(),
         lazy_restore: lazy_restore(),
         throttle: throttle(cgroups),
     }

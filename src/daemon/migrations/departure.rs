@@ -12,7 +12,7 @@ use crate::checkpoint::{Precopy, Standby, end_repair};
 use crate::container::Record;
 use crate::container::shim::Client;
 use crate::daemon::Context;
-use crate::memory::{HashTracker, Tracker};
+use crate::memory::tracker;
 use crate::migration::codec::Kind;
 use crate::migration::{Cause, Movable, Offer, Outbox, RoundStats};
 use crate::model::{
@@ -154,6 +154,7 @@ impl Movable for Departure {
     fn findings(&mut self) -> Result<Vec<Finding>, Cause> {
         let cgroup = self.parts.context.host.cgroup(self.parts.name());
         let mut findings = super::obstacle::find(&cgroup.procs()?, self.parts.pid);
+        findings.extend(self.untracked());
         if self.parts.context.criu.is_none() {
             let why = self
                 .parts
@@ -190,7 +191,7 @@ impl Movable for Departure {
     }
 
     fn tracker(&self) -> TrackerChoice {
-        TrackerChoice::Hash
+        self.kind()
     }
 
     fn round(&mut self, _: u32, outbox: &Outbox) -> Result<RoundStats, Cause> {
@@ -243,6 +244,31 @@ impl Movable for Departure {
 }
 
 impl Departure {
+    /// How changed pages are found: as is wished, or the best way that this kernel has.
+    fn kind(&self) -> TrackerChoice {
+        let offered = &self.parts.context.facts.trackers;
+        match self.options.tracker {
+            TrackerChoice::Auto => offered
+                .iter()
+                .find(|offer| offer.usable)
+                .map_or(TrackerChoice::Hash, |offer| offer.kind),
+            wished => wished,
+        }
+    }
+
+    /// Why changed pages cannot be found as is wished.
+    fn untracked(&self) -> Option<Finding> {
+        let wished = self.kind();
+        let offered = &self.parts.context.facts.trackers;
+        let offer = offered.iter().find(|offer| offer.kind == wished);
+        if offer.is_some_and(|offer| offer.usable) {
+            return None;
+        }
+        let why = offer.map_or("this Godwit does not have it here", |offer| &offer.why);
+        let text = format!("the tracker {wished} cannot be used: {why}; leave --tracker out");
+        Some(Finding::blocking("tracker-unusable", text))
+    }
+
     /// What copies its memory; made when it is needed first.
     fn rounds(&mut self) -> Result<&mut Rounds, Cause> {
         if self.rounds.is_none() {
@@ -253,7 +279,7 @@ impl Departure {
                 .ok_or("CRIU cannot be used on this host")?;
             fs::create_dir_all(self.parts.directory().join("images"))?;
             let cgroup = context.host.cgroup(self.parts.name());
-            let tracker: Box<dyn Tracker> = Box::new(HashTracker::new());
+            let tracker = tracker::choose(self.kind());
             self.rounds = Some(Rounds {
                 precopy: Precopy::new(cgroup, tracker, self.options.compress)?,
                 standby: Standby::start(criu, criu.hides_pages().is_ok())?,

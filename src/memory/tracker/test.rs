@@ -17,26 +17,21 @@ use crate::model::{Bytes, Compress, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// A compiled workload, by its name in `tests/workload`.
-fn workload(name: &'static str) -> PathBuf {
+/// The workload, compiled.
+fn workload() -> PathBuf {
     static BUILT: OnceLock<tempfile::TempDir> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["memory"] {
-            let source = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("tests/workload")
-                .join(name)
-                .with_extension("c");
-            let built = Command::new("cc")
-                .args(["-O1", "-pthread", "-o"])
-                .arg(directory.path().join(name))
-                .arg(source)
-                .status();
-            assert!(built.unwrap().success());
-        }
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workload/memory.c");
+        let built = Command::new("cc")
+            .args(["-O1", "-pthread", "-o"])
+            .arg(directory.path().join("memory"))
+            .arg(source)
+            .status();
+        assert!(built.unwrap().success());
         directory
     });
-    directory.path().join(name)
+    directory.path().join("memory")
 }
 
 /// Whether a test that needs root and the kernel's help can run; says so where it cannot.
@@ -367,7 +362,7 @@ fn assert_no_trace(world: &World) {
 
 /// Rounds over a workload that runs, then the last look, and everything compared.
 fn migrate(kind: TrackerChoice, seed: u64, rounds: u32) {
-    let world = World::start(&workload("memory"), &[&seed.to_string(), "4"]);
+    let world = World::start(&workload(), &[&seed.to_string(), "4"]);
     let destination = Destination::new();
     let mut tracker = choose(kind);
     assert_eq!(tracker.kind(), kind);
