@@ -1,11 +1,13 @@
 //! One address space that is being filled: a restored process, or a child it has had since.
 
+mod event;
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::index::{Done, WORD};
 use super::layout::Layout;
@@ -364,64 +366,6 @@ impl Member {
         let index = &self.source.index;
         self.progress.log(&changes, &mut layout, index)?;
         Ok(Some(Happened::Changed))
-    }
-
-    /// What an unmapped range means: its pages are gone, except where events came in another order than what they
-    /// tell of. Something that has moved into a range that another thread had unmapped just before is told first.
-    fn unmapped(&self, range: Range<u64>, layout: &Layout) -> Result<Vec<Change>, MemoryError> {
-        let mut changes = Vec::new();
-        for piece in layout.within(range) {
-            let here = piece.here..piece.here + piece.length;
-            if piece.moved {
-                let registered = self.uffd.registered(here.clone());
-                let registered = registered.map_err(self.failed("ask about"))?;
-                if matches!(registered, Registered::Yes | Registered::Changing) {
-                    continue;
-                }
-            }
-            changes.push(gone(here));
-        }
-        Ok(changes)
-    }
-
-    /// Takes over a child, which has what its parent has, but for what is not inherited. The parent's layout is
-    /// locked: nothing is placed in it meanwhile.
-    fn born(
-        &self,
-        directory: &Path,
-        number: u64,
-        uffd: Userfaultfd,
-        layout: &mut RwLockWriteGuard<'_, Layout>,
-        keep: &mut Keep<'_>,
-    ) -> Result<Arc<Self>, MemoryError> {
-        let source = Arc::clone(&self.source);
-        let (vpid, index) = (source.vpid, &source.index);
-        let parent = Parent {
-            number: self.number(),
-            count: self.progress.count(),
-        };
-        let progress = Progress::create(directory, number, vpid, index, layout, Some(parent))?;
-        for word in 0..index.words() {
-            let missing = self.done().missing(word);
-            let mut at = word * WORD;
-            let end = (at + WORD).min(index.pages());
-            for run in missing {
-                progress.done().set(at..run.start);
-                at = run.end;
-            }
-            progress.done().set(at..end);
-        }
-        for wiped in &source.wiped_on_fork {
-            for home in index.within(wiped.clone()) {
-                settle(progress.done(), index, home);
-            }
-        }
-        // From here on a successor can go on with the child, and only with it.
-        keep(number, uffd.as_fd())?;
-        let inherited = (**layout).clone();
-        let forked = [Change::Forked { child: number }];
-        self.progress.log(&forked, layout, index)?;
-        Ok(Self::begin(uffd, source, progress, inherited))
     }
 
     fn wake_all(&self) {

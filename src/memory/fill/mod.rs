@@ -24,9 +24,9 @@
 //! - **A filler that dies is replaced** by one that gets the same userfaultfds and finds in `fill/` exactly how far
 //!   the other was. A bit "done" is set after its page was placed; one that was not set any more costs a second try,
 //!   which the kernel answers with "exists". An event counts as read in the same system call that leaves it in
-//!   shared memory ([`progress`]), so the successor applies what the dead one had read. The one thing it cannot find
+//!   shared memory (`progress`), so the successor applies what the dead one had read. The one thing it cannot find
 //!   there is the descriptor of a child that was born in that very system call: then the container is killed.
-//! - **Placing and reading events exclude each other** ([`member::Member`]), and the kernel refuses to place anything
+//! - **Placing and reading events exclude each other** (`member`), and the kernel refuses to place anything
 //!   while an event waits to be read.
 //! - **Where nobody can go on the container dies**, and its userfaultfds are closed after it: a page of the store
 //!   that cannot be read, state that makes no sense, a filler that cannot be started.

@@ -1,5 +1,7 @@
 //! The filler: takes CRIU's userfaultfds, answers faults, follows what the container does to its mappings.
 
+mod talk;
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use self::talk::said;
 use super::index::WORD;
 use super::member::{CHUNK, Happened, Member, Outcome};
 use super::place;
@@ -19,7 +22,6 @@ use super::wire::{ToFiller, ToGuard};
 use super::work::Work;
 use crate::memory::MemoryError;
 use crate::model::PAGE_SIZE;
-use crate::sys::fdpass;
 use crate::sys::userfaultfd::Userfaultfd;
 
 /// As many events of one space are taken in a row; then it is the others' turn.
@@ -428,74 +430,11 @@ impl<'a> Filler<'a> {
         self.tell(&ToGuard::Filled, None)
     }
 
-    fn tell(&mut self, message: &ToGuard, fd: Option<BorrowedFd<'_>>) -> Result<(), MemoryError> {
-        if let Some(guard) = &self.guard
-            && !said(guard, message, fd)?
-        {
-            self.orphaned();
-        }
-        Ok(())
-    }
-
-    /// The guard's next word; none when it has said nothing, or is gone.
-    fn hear(&mut self, wait: bool) -> Result<Option<(ToFiller, Option<OwnedFd>)>, MemoryError> {
-        let Some(guard) = &self.guard else {
-            return Ok(None);
-        };
-        if !wait && !readable(guard) {
-            return Ok(None);
-        }
-        match fdpass::receive(guard.as_fd()) {
-            Ok(Some((bytes, mut fds))) => {
-                let message = serde_json::from_slice(&bytes);
-                let message = message.map_err(|_| stuck("its guard is of another version"))?;
-                Ok(Some((message, fds.pop())))
-            }
-            Ok(None) => {
-                self.orphaned();
-                Ok(None)
-            }
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                self.orphaned();
-                Ok(None)
-            }
-            Err(error) => Err(failed("hear", "its guard")(error)),
-        }
-    }
-
     fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), MemoryError> {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
         let added = self.epoll.add(fd, event);
         added.map_err(|e| failed("watch", "a descriptor")(e.into()))
     }
-}
-
-/// Says something to a guard; false when it is gone.
-fn said(
-    guard: &OwnedFd,
-    message: &ToGuard,
-    fd: Option<BorrowedFd<'_>>,
-) -> Result<bool, MemoryError> {
-    let text = serde_json::to_vec(message).unwrap_or_default();
-    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
-    match fdpass::send(guard.as_fd(), &text, &fds, true) {
-        Ok(()) => Ok(true),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
-            ) =>
-        {
-            Ok(false)
-        }
-        Err(error) => Err(failed("tell", "its guard")(error)),
-    }
-}
-
-fn readable(fd: &OwnedFd) -> bool {
-    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
-    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 fn failed(operation: &'static str, what: &str) -> impl FnOnce(io::Error) -> MemoryError {

@@ -17,7 +17,7 @@ use crate::sys::userfaultfd::Userfaultfd;
 /// How often it is tried to track a task: one that shares its memory for a moment (vfork) soon has its own.
 const ATTEMPTS: u32 = 3;
 
-/// Asynchronous write protection by a userfaultfd per address space: Linux 6.7. See [`Watch`] for why it is right.
+/// Asynchronous write protection by a userfaultfd per address space: Linux 6.7. See `watch.rs` for why it is right.
 ///
 /// A task gets its userfaultfd from one thread of its own, which is stopped for it once, for some 100 µs. A task
 /// that cannot be tracked is compared by content, as [`HashTracker`](super::HashTracker) does.
