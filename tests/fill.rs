@@ -8,6 +8,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -99,7 +100,10 @@ impl Cgroup {
             .lines()
             .find(|line| line.split(' ').nth(2) == Some("cgroup2"));
         let at = mount.unwrap().split(' ').nth(1).unwrap();
-        let path = Path::new(at).join(format!("godwit-fill-test-{}", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("godwit-fill-test-{}-{number}", std::process::id());
+        let path = Path::new(at).join(name);
         fs::create_dir(&path).unwrap();
         Self(path)
     }
@@ -167,7 +171,8 @@ impl Counters {
 /// A workload that was dumped, its images, and where it is restored.
 struct Case {
     root: i32,
-    scratch: tempfile::TempDir,
+    /// Where all of it is, for as long as it is needed.
+    _scratch: tempfile::TempDir,
     images: PathBuf,
     counters: Counters,
     cgroup: Cgroup,
@@ -225,7 +230,7 @@ impl Case {
         assert!(placed.lazy > Pages(u64::from(mib) * 256 / 4), "{placed:?}");
         Self {
             root,
-            scratch,
+            _scratch: scratch,
             images,
             counters,
             cgroup,

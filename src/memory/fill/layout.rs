@@ -12,8 +12,8 @@ pub struct Piece {
     pub home: u64,
     /// Its length in bytes, never 0.
     pub length: u64,
-    /// Whether it came here by a move.
-    pub moved: bool,
+    /// The mark of the move by which it came here; 0 where it did not move.
+    pub moved: u64,
 }
 
 impl Piece {
@@ -53,7 +53,7 @@ impl Layout {
                 here: range.start,
                 home: range.start,
                 length: range.end - range.start,
-                moved: false,
+                moved: 0,
             });
         }
         layout
@@ -77,6 +77,13 @@ impl Layout {
     /// All of it, ascending.
     pub fn pieces(&self) -> impl Iterator<Item = Piece> + '_ {
         self.pieces.values().copied()
+    }
+
+    /// That of a child, for which nothing has moved yet.
+    pub fn inherited(&self) -> Self {
+        let mut layout = self.clone();
+        layout.pieces.values_mut().for_each(|piece| piece.moved = 0);
+        layout
     }
 
     /// Where the page at this address has its bytes; none where it is no lazy page.
@@ -123,15 +130,16 @@ impl Layout {
             .collect()
     }
 
-    /// A mapping has moved. Returns the homes of what was in its way, which it has replaced.
-    pub fn remap(&mut self, from: u64, to: u64, length: u64) -> Vec<Range<u64>> {
+    /// A mapping has moved; what moved with it gets this mark. Returns the homes of what was in its way, which it has
+    /// replaced.
+    pub fn remap(&mut self, from: u64, to: u64, length: u64, mark: u64) -> Vec<Range<u64>> {
         let mut replaced = Vec::new();
         for piece in self.take(from..from.saturating_add(length)) {
             let here = to.saturating_add(piece.here - from);
             replaced.extend(self.remove(here..here.saturating_add(piece.length)));
             self.insert(Piece {
                 here,
-                moved: true,
+                moved: mark,
                 ..piece
             });
         }
@@ -219,7 +227,7 @@ mod test {
                         for (here, home) in moved {
                             replaced.extend(plain.insert(here, home));
                         }
-                        prop_assert_eq!(flat(layout.remap(from, to, length)), replaced);
+                        prop_assert_eq!(flat(layout.remap(from, to, length, 1)), replaced);
                     }
                 }
             }
@@ -242,7 +250,7 @@ mod test {
             here,
             home,
             length,
-            moved: false,
+            moved: 0,
         };
         for bad in [
             vec![piece(0, 0, 0)],

@@ -11,7 +11,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use super::index::{Done, WORD};
 use super::layout::Layout;
-use super::progress::{Change, Parent, Progress, Unlogged, settle};
+use super::progress::{Change, Numbers, Parent, Progress, Unlogged, settle};
 use super::source::Source;
 use crate::memory::MemoryError;
 use crate::model::PAGE_SIZE;
@@ -31,6 +31,8 @@ const ENDS: [u64; 8] = [
     (1 << 32) - 2 * PAGE_SIZE,
     3 << 30,
 ];
+/// How often it is looked whether a space is quiet.
+const LOOKS: u32 = 100;
 /// Below this nobody may map anything.
 const FIRST: u64 = 1 << 16;
 
@@ -147,6 +149,11 @@ impl Member {
     /// The number of its progress.
     pub fn number(&self) -> u64 {
         self.progress.number()
+    }
+
+    /// Where its bytes come from.
+    pub fn source(&self) -> &Arc<Source> {
+        &self.source
     }
 
     /// Whether it was forked here.
@@ -270,12 +277,6 @@ impl Member {
         Ok(Outcome::Done)
     }
 
-    /// Gives the store's memory of a word back, where nobody needs it any more.
-    pub fn give_back(&self, word: u64) -> Result<(), MemoryError> {
-        let given = self.source.give_back(word);
-        given.map_err(self.failed("give back the pages of"))
-    }
-
     /// Places the pages of a range of homes at `here`. Zeros are not placed: that is what a missing page is.
     fn place(
         &self,
@@ -342,12 +343,13 @@ impl Member {
     pub fn read(
         self: &Arc<Self>,
         directory: &Path,
-        free: u64,
+        numbers: &Numbers,
         keep: &mut Keep<'_>,
     ) -> Result<Option<Happened>, MemoryError> {
         let mut layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
         let event = self.progress.read(&self.uffd);
         let Some(event) = event.map_err(self.failed("read the events of"))? else {
+            self.see_whether_quiet();
             return Ok(None);
         };
         let changes = match event {
@@ -356,7 +358,7 @@ impl Member {
                 return Ok(Some(Happened::Fault(address)));
             }
             Event::Fork { child } => {
-                let child = self.born(directory, free, child, &mut layout, keep)?;
+                let child = self.born(directory, numbers.next(), child, &mut layout, keep)?;
                 return Ok(Some(Happened::Born(child)));
             }
             Event::Remap { from, to, length } => vec![Change::Moved { from, to, length }],
@@ -366,6 +368,20 @@ impl Member {
         let index = &self.source.index;
         self.progress.log(&changes, &mut layout, index)?;
         Ok(Some(Happened::Changed))
+    }
+
+    /// Where nothing waits to be read, looks for the moment at which nothing changes either. Who was read last may
+    /// have to wake up first.
+    fn see_whether_quiet(&self) {
+        for _ in 0..LOOKS {
+            if self.progress.is_quiet() {
+                return;
+            }
+            match self.uffd.registered(FIRST..FIRST + PAGE_SIZE) {
+                Ok(Registered::Changing) => std::thread::yield_now(),
+                _ => self.progress.quiet(),
+            }
+        }
     }
 
     fn wake_all(&self) {

@@ -11,12 +11,16 @@
 //! count in the header makes it part of it, then its place is free for the next. A successor finds it in exactly one
 //! of the two.
 
+mod change;
+
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+
+pub use change::{Change, Parent, Unlogged};
 
 use super::index::{Done, Index, WORD};
 use super::layout::{Layout, Piece};
@@ -39,81 +43,8 @@ const BEFORE: usize = 4;
 const UNRECORDED: usize = 5;
 const PARENT: usize = 6;
 const PARENT_COUNT: usize = 7;
-const EVENT: usize = 8;
-
-/// A change that a log keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
-    /// These pages need nothing any more: given up, or unmapped.
-    Gone {
-        /// The first address.
-        start: u64,
-        /// The address after the last.
-        end: u64,
-    },
-    /// A mapping has moved.
-    Moved {
-        /// From here …
-        from: u64,
-        /// … to there.
-        to: u64,
-        /// Its length in bytes.
-        length: u64,
-    },
-    /// A child has been born and taken over.
-    Forked {
-        /// The number of its progress.
-        child: u64,
-    },
-}
-
-impl Change {
-    fn words(self) -> [u64; 4] {
-        match self {
-            Self::Gone { start, end } => [1, start, end, 0],
-            Self::Moved { from, to, length } => [2, from, to, length],
-            Self::Forked { child } => [3, child, 0, 0],
-        }
-    }
-
-    fn of(words: [u64; 4]) -> Option<Self> {
-        match words {
-            [1, start, end, _] => Some(Self::Gone { start, end }),
-            [2, from, to, length] => Some(Self::Moved { from, to, length }),
-            [3, child, ..] => Some(Self::Forked { child }),
-            _ => None,
-        }
-    }
-}
-
-/// What a filler that died had read and not yet put into its log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Unlogged {
-    /// A fork: the child's descriptor may be lost.
-    Fork,
-    /// A mapping that moved.
-    Remap {
-        /// From here …
-        from: u64,
-        /// … to there.
-        to: u64,
-        /// Its length.
-        length: u64,
-    },
-    /// Pages that were given up.
-    Remove(Range<u64>),
-    /// Something that was unmapped.
-    Unmap(Range<u64>),
-}
-
-/// Who forked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Parent {
-    /// The number of the parent's progress.
-    pub number: u64,
-    /// How many records its log had.
-    pub count: u64,
-}
+const QUIET: usize = 8;
+const EVENT: usize = 12;
 
 /// The progress of one address space.
 #[derive(Debug)]
@@ -137,7 +68,7 @@ impl Progress {
         let failed = |operation| failed(operation, directory, number);
         let mut bytes = Vec::new();
         for piece in layout.pieces() {
-            let words = [piece.here, piece.home, piece.length, piece.moved.into()];
+            let words = [piece.here, piece.home, piece.length, piece.moved];
             bytes.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
         }
         let create = |kind| open(directory, number, kind, true);
@@ -195,13 +126,13 @@ impl Progress {
                 here,
                 home,
                 length,
-                moved: moved != 0,
+                moved,
             }
         });
         let mut layout = Layout::of(pieces).ok_or_else(damaged)?;
         for at in 0..progress.count() {
             let change = progress.record(at).map_err(failed("read"))?;
-            progress.apply(change.ok_or_else(damaged)?, &mut layout, index);
+            progress.apply(change.ok_or_else(damaged)?, at, &mut layout, index);
         }
         let unlogged = progress.unlogged().map_err(|()| damaged())?;
         Ok((progress, layout, unlogged))
@@ -242,6 +173,24 @@ impl Progress {
         uffd.read_recorded(record)
     }
 
+    /// Every event of the changes so far has been read, and no other waits: what is told from now on happened later.
+    pub fn quiet(&self) {
+        let mark = mark(self.count());
+        if self.get(QUIET) != mark {
+            self.set(QUIET, mark);
+        }
+    }
+
+    /// Whether that was so since the move with this mark.
+    pub fn was_quiet_since(&self, moved: u64) -> bool {
+        moved <= self.get(QUIET)
+    }
+
+    /// Whether that was so since the last change.
+    pub fn is_quiet(&self) -> bool {
+        self.count() == 0 || self.was_quiet_since(mark(self.count()))
+    }
+
     /// What was read last changed nothing.
     pub fn forget(&self) {
         self.words[EVENT].store(0, Ordering::Release);
@@ -272,8 +221,8 @@ impl Progress {
         }
         self.words[COUNT].store(after, Ordering::Release);
         self.forget();
-        for change in changes {
-            self.apply(*change, layout, index);
+        for (at, change) in (count..).zip(changes) {
+            self.apply(*change, at, layout, index);
         }
         Ok(())
     }
@@ -286,10 +235,10 @@ impl Progress {
         }
     }
 
-    fn apply(&self, change: Change, layout: &mut Layout, index: &Index) {
+    fn apply(&self, change: Change, at: u64, layout: &mut Layout, index: &Index) {
         let gone = match change {
             Change::Gone { start, end } => layout.remove(start..end),
-            Change::Moved { from, to, length } => layout.remap(from, to, length),
+            Change::Moved { from, to, length } => layout.remap(from, to, length, mark(at + 1)),
             Change::Forked { .. } => Vec::new(),
         };
         for home in gone {
@@ -355,6 +304,32 @@ fn header(directory: &Path, number: u64, at: usize) -> Result<u64, MemoryError> 
     let read = state.read_exact_at(&mut word, at as u64 * 8);
     read.map_err(failed("read"))?;
     Ok(u64::from_ne_bytes(word))
+}
+
+/// The mark of what a log of so many records says; never 0.
+fn mark(count: u64) -> u64 {
+    count + 1
+}
+
+/// Numbers for progress, each given once, whoever gives them.
+#[derive(Debug)]
+pub struct Numbers(SharedWords);
+
+impl Numbers {
+    /// Those of a fill.
+    pub fn of(directory: &Path) -> Result<Self, MemoryError> {
+        let open = || {
+            let mut how = OpenOptions::new();
+            how.read(true).write(true).create(true).truncate(false);
+            SharedWords::map(&how.mode(0o600).open(directory.join("numbers"))?, 1)
+        };
+        open().map(Self).map_err(failed("count in", directory, 0))
+    }
+
+    /// A new one; never 0.
+    pub fn next(&self) -> u64 {
+        self.0[0].fetch_add(1, Ordering::Relaxed) + 1
+    }
 }
 
 /// Notes that the pages of a range of homes are done.

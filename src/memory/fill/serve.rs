@@ -1,5 +1,6 @@
 //! The filler: takes CRIU's userfaultfds, answers faults, follows what the container does to its mappings.
 
+mod resume;
 mod talk;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -16,6 +17,7 @@ use self::talk::said;
 use super::index::WORD;
 use super::member::{CHUNK, Happened, Member, Outcome};
 use super::place;
+use super::progress::Numbers;
 use super::restorer::{Heard, Restorer};
 use super::source::Source;
 use super::wire::{ToFiller, ToGuard};
@@ -60,15 +62,13 @@ pub struct Filler<'a> {
     restorer: Option<Restorer>,
     sources: HashMap<u32, Arc<Source>>,
     members: BTreeMap<u64, Arc<Member>>,
-    /// The next number for a member.
-    free: u64,
+    numbers: Numbers,
     /// Faults that came while their space was being changed.
     again: VecDeque<(u64, u64)>,
     work: &'a Work,
     buffer: Vec<u8>,
     /// CRIU is through, or will never be: everything may be filled.
     begun: bool,
-    finished: bool,
     spent: bool,
     told: Instant,
 }
@@ -87,35 +87,9 @@ impl<'a> Filler<'a> {
         Ok(filler)
     }
 
-    /// One that goes on where another has died.
-    pub fn resuming(place: Place, guard: OwnedFd, work: &'a Work) -> Result<Self, MemoryError> {
-        let mut filler = Self::empty(place, guard, work)?;
-        let mut uffds = BTreeMap::new();
-        let (finished, released) = loop {
-            match (filler.hear(true)?, filler.guard.is_some()) {
-                (Some((ToFiller::Uffd { number }, Some(fd))), _) => {
-                    uffds.insert(number, Userfaultfd::from(fd));
-                }
-                (Some((ToFiller::Connection, Some(fd))), _) => {
-                    filler.watch(fd.as_fd(), RESTORER)?;
-                    filler.restorer = Some(Restorer::new(fd));
-                }
-                (Some((ToFiller::Go { finished, released }, _)), _) => break (finished, released),
-                (None, true) => {}
-                _ => return Err(stuck("its guard has nothing to go on with")),
-            }
-        };
-        filler.free = uffds.keys().next_back().map_or(1, |last| last + 1);
-        filler.take_up(uffds)?;
-        filler.finished = finished;
-        if released {
-            filler.release()?;
-        }
-        Ok(filler)
-    }
-
     fn empty(place: Place, guard: OwnedFd, work: &'a Work) -> Result<Self, MemoryError> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
+        let numbers = Numbers::of(&place.directory)?;
         let filler = Self {
             place,
             epoll: epoll.map_err(|e| failed("watch", "anything")(e.into()))?,
@@ -124,12 +98,11 @@ impl<'a> Filler<'a> {
             restorer: None,
             sources: HashMap::new(),
             members: BTreeMap::new(),
-            free: 1,
+            numbers,
             again: VecDeque::new(),
             work,
             buffer: vec![0; CHUNK],
             begun: false,
-            finished: false,
             spent: false,
             told: Instant::now(),
         };
@@ -237,7 +210,6 @@ impl<'a> Filler<'a> {
                 Heard::Nothing => break,
                 Heard::Task(vpid, uffd) => self.restored(vpid, uffd)?,
                 Heard::Finished => {
-                    self.finished = true;
                     self.tell(&ToGuard::Finished, None)?;
                     self.begin();
                 }
@@ -259,8 +231,7 @@ impl<'a> Filler<'a> {
 
     /// CRIU has told of a task.
     fn restored(&mut self, vpid: u32, uffd: Userfaultfd) -> Result<(), MemoryError> {
-        let number = self.free;
-        self.free += 1;
+        let number = self.numbers.next();
         let source = self.source(vpid)?;
         let member = Member::restored(&self.place.directory, number, uffd, source)?;
         self.tell(&ToGuard::Hold { number }, Some(member.as_fd()))?;
@@ -274,26 +245,6 @@ impl<'a> Filler<'a> {
         let source = Arc::new(Source::open(&self.place.images, vpid)?);
         self.sources.insert(vpid, Arc::clone(&source));
         Ok(source)
-    }
-
-    /// Takes up what a dead filler has left.
-    fn take_up(&mut self, uffds: BTreeMap<u64, Userfaultfd>) -> Result<(), MemoryError> {
-        let directory = self.place.directory.clone();
-        let mut parents = Vec::new();
-        for number in uffds.keys() {
-            parents.push((*number, super::progress::parent_of(&directory, *number)?));
-        }
-        for (number, uffd) in uffds {
-            let vpid = super::progress::vpid_of(&directory, number)?;
-            let source = self.source(vpid)?;
-            let mut kept = |parent| {
-                let child = parents.iter().find(|(_, theirs)| *theirs == Some(parent));
-                child.map(|(number, _)| *number)
-            };
-            let member = Member::resumed(&directory, number, uffd, source, &mut kept)?;
-            self.add(member)?;
-        }
-        Ok(())
     }
 
     fn add(&mut self, member: Arc<Member>) -> Result<(), MemoryError> {
@@ -317,7 +268,7 @@ impl<'a> Filler<'a> {
                 }
                 Ok(())
             };
-            let happened = member.read(directory, self.free, &mut keep)?;
+            let happened = member.read(directory, &self.numbers, &mut keep)?;
             if lost {
                 self.orphaned();
             }
@@ -326,7 +277,6 @@ impl<'a> Filler<'a> {
                 Some(Happened::Fault(address)) => self.answer(number, address)?,
                 Some(Happened::Changed) => {}
                 Some(Happened::Born(child)) => {
-                    self.free += 1;
                     self.add(child)?;
                 }
             }
@@ -420,6 +370,8 @@ impl<'a> Filler<'a> {
         self.members.remove(&number);
         self.tell(&ToGuard::Drop { number }, None)?;
         member.retire();
+        // What it alone needed may be given back.
+        self.work.sweep(member.source());
         Ok(())
     }
 

@@ -5,12 +5,13 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek64};
 
-use super::index::Index;
+use super::index::{Done, Index, WORD};
 use super::member::Member;
 use crate::memory::images::read_pagemap;
 use crate::memory::mappings::Mappings;
@@ -30,6 +31,8 @@ pub struct Source {
     /// The store's file, page at offset = home; none where there are no lazy pages.
     file: Option<File>,
     members: RwLock<Vec<Arc<Member>>>,
+    /// A bit per word whose memory was given back.
+    given: Vec<AtomicU64>,
 }
 
 impl Source {
@@ -63,7 +66,9 @@ impl Source {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Mappings::none(),
             Err(error) => return Err(failed("read", &mm)(error)),
         };
+        let given = (0..index.words().div_ceil(WORD)).map(|_| AtomicU64::new(0));
         Ok(Self {
+            given: given.collect(),
             vpid,
             index,
             wiped_on_fork: mappings.wiped_on_fork(),
@@ -115,18 +120,36 @@ impl Source {
         file.read_exact_at(into, home)
     }
 
+    /// Gives back the memory of everything that nobody needs any more.
+    pub fn sweep(&self) -> Result<(), MemoryError> {
+        (0..self.index.words()).try_for_each(|word| self.give_back(word))
+    }
+
     /// Gives the memory of the pages of a word back, if nobody needs any of them any more.
-    pub fn give_back(&self, word: u64) -> io::Result<()> {
+    pub fn give_back(&self, word: u64) -> Result<(), MemoryError> {
+        self.give(word).map_err(|source| MemoryError::Fill {
+            operation: "give back the pages of",
+            path: format!("process {}", self.vpid).into(),
+            source,
+        })
+    }
+
+    fn give(&self, word: u64) -> io::Result<()> {
+        let given = Done::new(&self.given, self.index.words());
+        if given.is_done(word) {
+            return Ok(());
+        }
         // A child that is born meanwhile inherits a member's bits, so it has every bit that all have.
         let members = self.members.read().unwrap_or_else(PoisonError::into_inner);
         let needed = members.iter().any(|member| !member.done().is_full(word));
         let Some(file) = self.file.as_ref().filter(|_| !needed) else {
             return Ok(());
         };
-        let numbers = word * super::index::WORD..(word + 1) * super::index::WORD;
+        let numbers = word * WORD..(word + 1) * WORD;
         for (_, home) in self.index.homes(numbers) {
             store::punch(file, home.start, home.end - home.start)?;
         }
+        given.set(word..word + 1);
         Ok(())
     }
 

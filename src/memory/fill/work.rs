@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::member::{CHUNK, Member, Outcome};
+use super::source::Source;
 use crate::memory::MemoryError;
 use crate::sys::process;
 
@@ -33,9 +34,19 @@ struct State {
     members: Vec<Arc<Member>>,
     /// Words in whose pages somebody has waited just now: who touches one touches the next.
     urgent: VecDeque<(Arc<Member>, u64)>,
+    /// What may have become free of the store.
+    sweeps: Vec<Arc<Source>>,
     begun: bool,
     over: bool,
     failed: Option<MemoryError>,
+}
+
+/// What a thread does next.
+enum Job {
+    /// A word of a member.
+    Fill(Arc<Member>, u64),
+    /// What may be free of a source.
+    Sweep(Arc<Source>),
 }
 
 impl Work {
@@ -80,6 +91,14 @@ impl Work {
         }
     }
 
+    /// Give back what is free of this source, when there is time.
+    pub fn sweep(&self, source: &Arc<Source>) {
+        let mut state = self.state();
+        if !state.sweeps.iter().any(|other| Arc::ptr_eq(other, source)) {
+            state.sweeps.push(Arc::clone(source));
+        }
+    }
+
     /// Whether words of this one wait to be filled before others.
     pub fn is_urgent(&self, number: u64) -> bool {
         let state = self.state();
@@ -105,42 +124,45 @@ impl Work {
         // Where it is not allowed it is as important as others.
         let _ = process::be_nicer(NICENESS);
         let mut buffer = vec![0; CHUNK];
-        while let Some((member, word)) = self.next() {
-            match self.one(&member, word, &mut buffer) {
-                Ok(Outcome::Done) => {}
-                Ok(Outcome::Again) => {
-                    thread::sleep(PAUSE);
-                    self.state().urgent.push_back((member, word));
-                }
-                Err(error) => {
-                    self.state().failed.get_or_insert(error);
-                    return;
-                }
+        while let Some(job) = self.next() {
+            if let Err(error) = self.one(job, &mut buffer) {
+                self.state().failed.get_or_insert(error);
+                return;
             }
         }
     }
 
-    fn one(&self, member: &Member, word: u64, buffer: &mut [u8]) -> Result<Outcome, MemoryError> {
-        let outcome = member.fill(word, buffer)?;
-        if outcome == Outcome::Done && self.released.load(Ordering::Relaxed) {
-            member.give_back(word)?;
+    fn one(&self, job: Job, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        let released = self.released.load(Ordering::Relaxed);
+        match job {
+            Job::Fill(member, word) => match member.fill(word, buffer)? {
+                Outcome::Done if released => member.source().give_back(word),
+                Outcome::Done => Ok(()),
+                Outcome::Again => {
+                    thread::sleep(PAUSE);
+                    self.state().urgent.push_back((member, word));
+                    Ok(())
+                }
+            },
+            Job::Sweep(source) if released => source.sweep(),
+            Job::Sweep(_) => Ok(()),
         }
-        Ok(outcome)
     }
 
-    fn next(&self) -> Option<(Arc<Member>, u64)> {
+    fn next(&self) -> Option<Job> {
         let mut state = self.state();
         loop {
             if state.over {
                 return None;
             }
             if let Some(next) = state.urgent.pop_front() {
-                return Some(next);
+                return Some(Job::Fill(next.0, next.1));
             }
             let waiting = state.members.iter().filter(|m| state.begun && !m.is_gone());
             let next = waiting
-                .filter_map(|member| Some((Arc::clone(member), member.take_word()?)))
+                .filter_map(|member| Some(Job::Fill(Arc::clone(member), member.take_word()?)))
                 .next();
+            let next = next.or_else(|| state.sweeps.pop().map(Job::Sweep));
             if next.is_some() {
                 return next;
             }

@@ -14,7 +14,9 @@ use crate::sys::userfaultfd::{Registered, Userfaultfd};
 
 impl Member {
     /// What an unmapped range means: its pages are gone, except where events came in another order than what they
-    /// tell of. Something that has moved into a range that another thread had unmapped just before is told first.
+    /// tell of. Something that has moved into a range that another thread had unmapped just before may be told first.
+    /// But not where nothing was waiting to be told in between: the kernel counts a change from before it happens
+    /// until it was read, and says while that count is not 0 that the space is being changed.
     pub(super) fn unmapped(
         &self,
         range: Range<u64>,
@@ -23,7 +25,7 @@ impl Member {
         let mut changes = Vec::new();
         for piece in layout.within(range) {
             let here = piece.here..piece.here + piece.length;
-            if piece.moved {
+            if !self.progress.was_quiet_since(piece.moved) {
                 let registered = self.uffd.registered(here.clone());
                 let registered = registered.map_err(self.failed("ask about"))?;
                 if matches!(registered, Registered::Yes | Registered::Changing) {
@@ -51,7 +53,8 @@ impl Member {
             number: self.number(),
             count: self.progress.count(),
         };
-        let progress = Progress::create(directory, number, vpid, index, layout, Some(parent))?;
+        let inherited = layout.inherited();
+        let progress = Progress::create(directory, number, vpid, index, &inherited, Some(parent))?;
         for word in 0..index.words() {
             let missing = self.done().missing(word);
             let mut at = word * WORD;
@@ -69,7 +72,6 @@ impl Member {
         }
         // From here on a successor can go on with the child, and only with it.
         keep(number, uffd.as_fd())?;
-        let inherited = (**layout).clone();
         let forked = [Change::Forked { child: number }];
         self.progress.log(&forked, layout, index)?;
         Ok(Self::begin(uffd, source, progress, inherited))

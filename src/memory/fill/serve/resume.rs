@@ -1,0 +1,62 @@
+//! A filler that takes up what another has left.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd, OwnedFd};
+
+use super::{Filler, Place, RESTORER, stuck};
+use crate::memory::MemoryError;
+use crate::memory::fill::member::Member;
+use crate::memory::fill::progress::{parent_of, vpid_of};
+use crate::memory::fill::restorer::Restorer;
+use crate::memory::fill::wire::ToFiller;
+use crate::memory::fill::work::Work;
+use crate::sys::userfaultfd::Userfaultfd;
+
+impl<'a> Filler<'a> {
+    /// One that goes on where another has died.
+    pub fn resuming(place: Place, guard: OwnedFd, work: &'a Work) -> Result<Self, MemoryError> {
+        let mut filler = Self::empty(place, guard, work)?;
+        let mut uffds = BTreeMap::new();
+        let (finished, released) = loop {
+            match (filler.hear(true)?, filler.guard.is_some()) {
+                (Some((ToFiller::Uffd { number }, Some(fd))), _) => {
+                    uffds.insert(number, Userfaultfd::from(fd));
+                }
+                (Some((ToFiller::Connection, Some(fd))), _) => {
+                    filler.watch(fd.as_fd(), RESTORER)?;
+                    filler.restorer = Some(Restorer::new(fd));
+                }
+                (Some((ToFiller::Go { finished, released }, _)), _) => break (finished, released),
+                (None, true) => {}
+                _ => return Err(stuck("its guard has nothing to go on with")),
+            }
+        };
+        filler.take_up(uffds)?;
+        if released {
+            filler.release()?;
+        } else if finished {
+            filler.begin();
+        }
+        Ok(filler)
+    }
+
+    /// Takes up what a dead filler has left.
+    fn take_up(&mut self, uffds: BTreeMap<u64, Userfaultfd>) -> Result<(), MemoryError> {
+        let directory = self.place.directory.clone();
+        let mut parents = Vec::new();
+        for number in uffds.keys() {
+            parents.push((*number, parent_of(&directory, *number)?));
+        }
+        for (number, uffd) in uffds {
+            let vpid = vpid_of(&directory, number)?;
+            let source = self.source(vpid)?;
+            let mut kept = |parent| {
+                let child = parents.iter().find(|(_, theirs)| *theirs == Some(parent));
+                child.map(|(number, _)| *number)
+            };
+            let member = Member::resumed(&directory, number, uffd, source, &mut kept)?;
+            self.add(member)?;
+        }
+        Ok(())
+    }
+}
