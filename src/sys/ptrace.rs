@@ -141,23 +141,21 @@ pub fn refused_syscall(tid: i32) -> io::Result<i32> {
     Ok(unsafe { info.as_ptr().cast::<i32>().add(6).read() })
 }
 
-/// Waits until a seized thread stops; none where it has not until then.
+/// Waits until a seized thread stops; none where it has not until then. One that has ended is left to its parent.
 pub fn wait(tid: i32, until: Option<Instant>) -> io::Result<Option<Stop>> {
     let mut turns = 0u32;
     loop {
-        let mut status = 0;
-        // SAFETY: the kernel writes one int.
-        let found = unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) };
-        if found == tid {
-            return Ok(Some(decode(status)));
-        }
-        if found < 0 {
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
+        let stopped = peek(tid, libc::WSTOPPED).transpose();
+        let ended = || peek(tid, libc::WEXITED | libc::WNOWAIT).transpose();
+        match stopped.or_else(ended) {
+            Some(Ok(stop)) => return Ok(Some(stop)),
+            Some(Err(error)) => match error.raw_os_error() {
                 Some(libc::EINTR) => continue,
+                // Reaped by its parent.
                 Some(libc::ECHILD) => return Ok(Some(Stop::Gone)),
                 _ => return Err(error),
-            }
+            },
+            None => {}
         }
         if until.is_some_and(|until| Instant::now() >= until) {
             return Ok(None);
@@ -172,13 +170,32 @@ pub fn wait(tid: i32, until: Option<Instant>) -> io::Result<Option<Stop>> {
     }
 }
 
+/// What has become of a thread, of the kinds that are asked for, if anything has.
+fn peek(tid: i32, kinds: i32) -> io::Result<Option<Stop>> {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = kinds | libc::WNOHANG | libc::__WALL;
+    // SAFETY: the kernel writes one `siginfo_t`, for which there is room.
+    let result =
+        unsafe { libc::waitid(libc::P_PID, tid.cast_unsigned(), info.as_mut_ptr(), flags) };
+    done(result.into())?;
+    // SAFETY: plain numbers, all of which were set to zero or by the kernel, which sets those of a SIGCHLD.
+    let (pid, code, status) = unsafe {
+        let info = info.assume_init();
+        (info.si_pid(), info.si_code, info.si_status())
+    };
+    Ok(match code {
+        _ if pid == 0 => None,
+        libc::CLD_TRAPPED | libc::CLD_STOPPED => Some(decode(status)),
+        _ => Some(Stop::Gone),
+    })
+}
+
+/// A signal, and above it an event.
 fn decode(status: i32) -> Stop {
-    if !libc::WIFSTOPPED(status) {
-        return Stop::Gone;
-    }
-    match (libc::WSTOPSIG(status), status >> 16) {
+    const SYSCALL: i32 = libc::SIGTRAP | 0x80;
+    match (status & 0xff, status >> 8) {
         (_, libc::PTRACE_EVENT_STOP) => Stop::Trap,
-        (signal, _) if signal == libc::SIGTRAP | 0x80 => Stop::Syscall,
+        (SYSCALL, _) => Stop::Syscall,
         (signal, _) => Stop::Signal(signal),
     }
 }

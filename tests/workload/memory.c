@@ -49,6 +49,7 @@ struct worker {
 static _Atomic int *processes; /* shared by all */
 static int most = 4;
 static char *shared_anonymous, *shared_memfd, *shared_sysv;
+static int is_child;
 static const size_t SHARED = 32;
 
 static uint64_t next(struct worker *w) {
@@ -255,7 +256,6 @@ static void start_second(struct worker *w) {
 
 int main(int argc, char **argv) {
     static struct worker w;
-    pid_t first = getpid();
     uint64_t seed = argc > 1 ? strtoull(argv[1], NULL, 10) : 1;
     if (argc > 2) most = atoi(argv[2]);
     w.random = seed * 0x9e3779b97f4a7c15ull + 1;
@@ -283,27 +283,28 @@ int main(int argc, char **argv) {
     for (unsigned n = 0;; n++) {
         step(&w);
         if (n % 8 == 0) settle();
-        if (below(&w, 2000)) continue;
-        switch (below(&w, 3)) {
-        case 0: /* another process */
+        if (below(&w, 500)) continue;
+        switch (below(&w, 8)) {
+        default: /* another process */
             if (*processes >= most) break;
             ++*processes;
             switch (fork()) {
             case -1: --*processes; break;
             case 0:
                 prctl(PR_SET_PDEATHSIG, SIGKILL);
+                is_child = 1;
                 for (int i = 0; i < 5; i++) next(&w);
                 w.random ^= (uint64_t)getpid() << 32;
                 start_second(&w);
             }
             break;
-        case 1: /* one less, if it is not the first */
-            if (getpid() != first && *processes > 1 && argc <= 3 && n > 1000 && below(&w, 2)) {
+        case 0: /* one less, if it is not the first */
+            if (is_child && n > 1000) {
                 --*processes;
                 _exit(0);
             }
             break;
-        default: { /* another program */
+        case 1: { /* another program */
             char number[24], limit[8], fd[8];
             snprintf(number, sizeof number, "%llu", (unsigned long long)(next(&w) >> 32 | 1));
             snprintf(limit, sizeof limit, "%d", most);

@@ -128,28 +128,82 @@ pub enum Refusal {
 }
 
 /// Makes a userfaultfd of a process's address space, fit for asynchronous write protection, before its handshake.
-/// The process does not have it any more, nor has a child that it had in the meantime.
+/// The process does not have it any more, nor has a child that it has forked in between.
 ///
 /// # Errors
 /// [`Refusal::Left`] says that the process has it still; otherwise it is as it was before.
 pub fn userfaultfd(pid: i32) -> Result<Userfaultfd, Refusal> {
     let (uffd, number) = by_some_thread(pid, Stopped::make)?;
-    for child in children(pid) {
-        close(child, number, &uffd)?;
-    }
+    wait_for_forks(pid);
+    close_in_children(pid, number, &uffd)?;
     Ok(uffd)
+}
+
+/// Waits until all forks that had begun have ended, so that their children can be seen: until each thread was seen
+/// doing something else.
+fn wait_for_forks(pid: i32) {
+    let deadline = Instant::now() + PATIENCE;
+    for tid in all_threads(pid) {
+        let mut turns = 0;
+        while may_be_forking(pid, tid) && Instant::now() < deadline {
+            turns += 1;
+            if turns < 20 {
+                thread::sleep(Duration::from_micros(200));
+                continue;
+            }
+            // It is busy without end. Where it can be stopped, it is not in a call.
+            let stopped = thread::spawn(move || Stopped::run(pid, tid, deadline, |_| Ok(())));
+            if matches!(stopped.join(), Ok(Ok(()))) {
+                break;
+            }
+        }
+    }
+}
+
+/// Whether a thread is in a call that forks, or runs, so that nobody knows.
+fn may_be_forking(pid: i32, tid: i32) -> bool {
+    let forks = [
+        libc::SYS_clone,
+        libc::SYS_clone3,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_fork,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_vfork,
+    ];
+    let Ok(text) = fs::read_to_string(format!("/proc/{pid}/task/{tid}/syscall")) else {
+        // It has ended.
+        return false;
+    };
+    let call = text.split_ascii_whitespace().next().unwrap_or_default();
+    call.parse().map_or(true, |call: i64| forks.contains(&call))
+}
+
+/// Closes a descriptor in all children of a process where it is this userfaultfd, and in theirs.
+fn close_in_children(pid: i32, number: i32, uffd: &Userfaultfd) -> Result<(), Refusal> {
+    for child in children(pid) {
+        if has(child, number, uffd) {
+            let closed = close(child, number, uffd);
+            wait_for_forks(child);
+            close_in_children(child, number, uffd)?;
+            closed?;
+        }
+    }
+    Ok(())
+}
+
+fn has(pid: i32, number: i32, uffd: &Userfaultfd) -> bool {
+    kcmp::same_file(pid, number, uffd.as_fd()).unwrap_or(false)
 }
 
 /// Closes a descriptor of a process, if it is this userfaultfd.
 pub fn close(pid: i32, number: i32, uffd: &Userfaultfd) -> Result<(), Refusal> {
-    let has = || kcmp::same_file(pid, number, uffd.as_fd()).unwrap_or(false);
-    if !has() {
+    if !has(pid, number, uffd) {
         return Ok(());
     }
     by_some_thread(pid, move |injection| injection.close(number)).or_else(|refusal| {
         tracing::warn!(pid, number, %refusal, "a userfaultfd was left in a process");
-        let uffd = uffd.try_clone().map_err(traced)?;
-        if has() {
+        if has(pid, number, uffd) {
+            let uffd = uffd.try_clone().map_err(traced)?;
             Err(Refusal::Left { pid, number, uffd })
         } else {
             Ok(())
@@ -236,3 +290,7 @@ fn traced(source: io::Error) -> Refusal {
         _ => Refusal::Trace { source },
     }
 }
+
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
+mod test;
