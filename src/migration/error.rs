@@ -17,6 +17,12 @@ pub enum MigrationError {
         /// Its reasons.
         findings: Vec<Finding>,
     },
+    /// This host found that it cannot move.
+    #[error("it cannot move: {}", texts(findings))]
+    Prevented {
+        /// The reasons.
+        findings: Vec<Finding>,
+    },
     /// Somebody asked to stop.
     #[error("cancelled in phase {}", phase.as_str())]
     Cancelled {
@@ -114,7 +120,7 @@ impl MigrationError {
     /// The reasons of a refusal.
     pub fn findings(&self) -> Vec<Finding> {
         match self {
-            Self::Refused { findings } => findings.clone(),
+            Self::Refused { findings } | Self::Prevented { findings } => findings.clone(),
             _ => Vec::new(),
         }
     }

@@ -204,7 +204,7 @@ fn no_post_copy(why: &str) -> MigrationError {
         "memory does not converge ({why}), and post-copy is not available between these hosts; choose \
          --on-no-convergence throttle or stop-copy, or raise --max-blackout"
     );
-    MigrationError::Refused {
+    MigrationError::Prevented {
         findings: vec![Finding::blocking("no-post-copy", text)],
     }
 }

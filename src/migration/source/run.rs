@@ -21,6 +21,11 @@ use crate::model::{
 /// How long a destination may take to remove what it had of a container that stayed.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// How often it is told how a step goes.
+const TICK: Duration = Duration::from_millis(200);
+/// Below this a rate says nothing of the time that is left.
+const TELLING: Rate = Rate(1 << 20);
+
 /// A migration under way: everything but the container, which each phase is handed and hands on.
 pub(super) struct Run {
     pub(super) entry: Entry,
@@ -144,7 +149,7 @@ impl Run {
         })
         .await?;
         if findings.iter().any(|f| f.blocking) {
-            return Err(MigrationError::Refused { findings });
+            return Err(MigrationError::Prevented { findings });
         }
         self.memory = offer.memory;
         let mut offer = offer;
@@ -309,16 +314,17 @@ impl Run {
         let outbox = self.outbox.clone();
         let job = blocking(phase, move || work(&outbox));
         tokio::pin!(job);
-        let mut tick = tokio::time::interval(Duration::from_millis(200));
+        let mut tick = tokio::time::interval(TICK);
         let mut before = (Instant::now(), self.outbox.written());
         loop {
             tokio::select! {
                 result = &mut job => return result,
                 _ = tick.tick() => {
                     let now = (Instant::now(), self.outbox.written());
+                    // The first tick comes at once, and nothing has been sent by then.
                     let rate = Bytes(now.1.0 - before.1.0).per(now.0 - before.0);
+                    self.tell(rate.filter(|_| now.0 - before.0 >= TICK / 2));
                     before = now;
-                    self.tell(rate);
                 }
             }
         }
@@ -330,6 +336,10 @@ impl Run {
             .then_some(u32::try_from(self.timeline.rounds.len()).unwrap_or(u32::MAX));
         let written = self.outbox.written();
         let left = Bytes(self.memory.0.saturating_sub(written.0));
+        // All memory goes in the first round; what follows is short, or nobody can tell.
+        let eta = rate
+            .filter(|&rate| round == Some(0) && rate >= TELLING)
+            .and_then(|rate| rate.time_for(left));
         self.services.observer.progress(Progress {
             phase,
             round,
@@ -337,7 +347,7 @@ impl Run {
             rate,
             predicted_blackout: self.predicted,
             throttled: self.throttled.filter(|_| phase == Phase::Memory),
-            eta: rate.and_then(|r| r.time_for(left)),
+            eta,
         });
     }
 
