@@ -928,3 +928,225 @@ fn a_table_that_was_never_set_fails_the_dump_and_says_why() {
     check_let_go(&workload);
     workload.check_runs();
 }
+
+#[test]
+fn a_criu_that_waits_costs_little_and_ends_when_it_is_not_wanted() {
+    let name = "a_criu_that_waits_costs_little_and_ends_when_it_is_not_wanted";
+    let Some(_turn) = root(name) else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let cgroup = Cgroup::create("waits");
+    let spawn = Spawn {
+        cgroup: Some(cgroup.0.clone()),
+        ..Spawn::default()
+    };
+    let mut session = Session::start(&criu, spawn).unwrap();
+    let pid = session.pid();
+    let stat = || fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    eventually("CRIU's waiting", || stat().contains(") S ").then_some(()));
+    // Fields 14 and 15: hundredths of a second in user and kernel mode.
+    let used = |stat: String| {
+        let fields = stat.rsplit_once(") ").unwrap().1.to_owned();
+        let fields: Vec<u64> = fields
+            .split(' ')
+            .skip(11)
+            .take(2)
+            .map(|n| n.parse().unwrap())
+            .collect();
+        fields[0] + fields[1]
+    };
+    let before = used(stat());
+    thread::sleep(Duration::from_millis(500));
+    assert_eq!(used(stat()), before);
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let own = status
+        .lines()
+        .find(|line| line.starts_with("RssAnon"))
+        .unwrap();
+    println!("{own}");
+    assert!(session.waits());
+    // Even where it is frozen, which would keep it from noticing that it is not wanted any more.
+    cgroup.freeze();
+    let begin = Instant::now();
+    drop(session);
+    assert!(
+        begin.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    // One that was killed while it waited is noticed.
+    let mut session = Session::start(&criu, Spawn::default()).unwrap();
+    kill(Pid::from_raw(session.pid()), Signal::SIGKILL).unwrap();
+    eventually("its end", || (!session.waits()).then_some(()));
+    let images = scratch();
+    let request = DumpRequest::new(1, images.path());
+    let error = session.dump(&request, &mut agree).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            CriuError::Ended { .. } | CriuError::Connection { .. }
+        ),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_restore_s_criu_may_wait_outside_of_the_cgroup_it_restores_into() {
+    let name = "a_restore_s_criu_may_wait_outside_of_the_cgroup_it_restores_into";
+    let Some(_turn) = root(name) else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let (cgroup, outside) = (Cgroup::create("inside"), Cgroup::create("outside"));
+    let members = |cgroup: &Cgroup| fs::read_to_string(cgroup.0.join("cgroup.procs")).unwrap();
+    // Before there are any images, or a container.
+    let spawn = Spawn {
+        cgroup: Some(cgroup.0.clone()),
+        new_cgroup_namespace: true,
+        spare_tar: true,
+        ..Spawn::default()
+    };
+    let session = Session::start(&criu, spawn).unwrap();
+    session.enter_cgroup(&outside.0).unwrap();
+    assert_eq!(members(&cgroup), "");
+    assert_eq!(members(&outside), format!("{}\n", session.pid()));
+    let mut workload = Workload::start(scratch.path(), 4);
+    let request = DumpRequest::new(workload.root, images.path());
+    let dumping = Session::start(&criu, Spawn::default()).unwrap();
+    dumping.dump(&request, &mut agree).unwrap();
+    workload.reap();
+    session.enter_cgroup(&cgroup.0).unwrap();
+    session
+        .restore(&RestoreRequest::new(images.path()), &mut agree)
+        .unwrap();
+    assert_eq!(members(&outside), "");
+    let tasks = members(&cgroup);
+    assert_eq!(tasks.lines().count(), 2, "{tasks}");
+    // Seen from inside, their cgroup is the root.
+    let seen = Command::new("nsenter")
+        .args([
+            "--cgroup",
+            "--target",
+            &workload.root.to_string(),
+            "--",
+            "cat",
+        ])
+        .arg(format!("/proc/{}/cgroup", workload.root))
+        .output()
+        .unwrap();
+    let seen = String::from_utf8(seen.stdout).unwrap();
+    assert!(seen.lines().any(|line| line == "0::/"), "{seen}");
+    workload.check_runs();
+    let error = Session::start(&criu, Spawn::default())
+        .unwrap()
+        .enter_cgroup(Path::new("/nowhere"));
+    assert!(matches!(error, Err(CriuError::Start { .. })));
+}
+
+#[test]
+fn a_dump_may_be_asked_for_before_the_tasks_are_frozen() {
+    let name = "a_dump_may_be_asked_for_before_the_tasks_are_frozen";
+    let Some(_turn) = root(name) else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let cgroup = Cgroup::create("early");
+    let workload = Workload::start(scratch.path(), 4);
+    cgroup.add(&workload);
+    let table = HideTable::new().unwrap();
+    let spawn = Spawn {
+        hide: Some(table.clone()),
+        spare_conntrack: true,
+        spare_tar: true,
+        ..Spawn::default()
+    };
+    let mut request = DumpRequest::new(workload.root, images.path());
+    request.freeze_cgroup = Some(cgroup.0.clone());
+    request.leave = Leave::Running;
+    request.timeout = 1;
+    let all = workload.address..workload.address + workload.pages * 4096;
+    let session = Session::start(&criu, spawn).unwrap();
+    session
+        .dump(&request, &mut |step| {
+            if let Notify::PreDump = step {
+                // Longer than the timeout, which counts from when CRIU stops the tasks.
+                workload.check_runs();
+                thread::sleep(Duration::from_millis(1500));
+                cgroup.freeze();
+                let hidden = Hidden {
+                    pid: workload.root,
+                    range: all.clone(),
+                    guards: false,
+                };
+                table.set(&[hidden]).unwrap();
+            }
+            Verdict::Continue
+        })
+        .unwrap();
+    assert_eq!(
+        dumped_in(&dumped_ranges(images.path(), workload.root), &all),
+        0
+    );
+    assert!(dumped_in(&dumped_ranges(images.path(), workload.child), &all) > 0);
+    cgroup.write("cgroup.freeze", "0");
+    workload.check_runs();
+}
+
+#[test]
+fn a_task_in_a_network_of_its_own_moves_without_a_search_for_connections() {
+    let name = "a_task_in_a_network_of_its_own_moves_without_a_search_for_connections";
+    let Some(_turn) = root(name) else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let images = scratch();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--net", "--", "sleep", "1000"])
+        .current_dir("/");
+    let null = Stdio::null;
+    command.stdin(null()).stdout(null()).stderr(null());
+    let steps = BeforeExec {
+        new_session: true,
+        ..BeforeExec::default()
+    };
+    before_exec(&mut command, steps);
+    let mut task = command.spawn().unwrap();
+    let pid = task.id() as i32;
+    let file = |file: &str| format!("/proc/{pid}/{file}");
+    eventually("the task's start", || {
+        let name = fs::read_to_string(file("comm")).unwrap();
+        (name == "sleep\n").then_some(())
+    });
+    let network = File::open(file("ns/net")).unwrap();
+    let number = network.metadata().unwrap().ino();
+    let all = || Spawn {
+        limits_from_proc: true,
+        spare_conntrack: true,
+        spare_tar: true,
+        ..Spawn::default()
+    };
+    let mut request = DumpRequest::new(pid, images.path());
+    request.external = vec![format!("net[{number}]:network")];
+    let session = Session::start(&criu, all()).unwrap();
+    println!("{:?}", session.dump(&request, &mut agree).unwrap());
+    task.wait().unwrap();
+    let names = fs::read_dir(images.path()).unwrap();
+    let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let tracked: Vec<String> = names.filter(|name| name.starts_with("netns-ct")).collect();
+    assert!(tracked.is_empty(), "{tracked:?}");
+    let mut spawn = all();
+    let key = spawn.pass(network.into());
+    let mut request = RestoreRequest::new(images.path());
+    request.inherit.push(("network".to_owned(), key));
+    let session = Session::start(&criu, spawn).unwrap();
+    let restored = session.restore(&request, &mut agree).unwrap();
+    assert_eq!(restored.pid, pid);
+    assert_eq!(fs::metadata(file("ns/net")).unwrap().ino(), number);
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    waitpid(Pid::from_raw(pid), None).unwrap();
+}

@@ -27,6 +27,7 @@ mod hide;
 mod log;
 mod notify;
 mod place;
+mod preload;
 pub mod request;
 pub mod rpc;
 mod self_test;

@@ -14,7 +14,8 @@ use super::CriuError;
 pub enum Notify {
     /// A stream of images is about to begin.
     PreStream,
-    /// Nothing has been done to the tasks yet.
+    /// Nothing has been done to the tasks yet: this may be answered long after the request, and the tasks be frozen
+    /// and their memory hidden in the meantime.
     PreDump,
     /// Every image is written, every page was sent and acknowledged, and the tasks are still held.
     ///

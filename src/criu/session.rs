@@ -1,7 +1,7 @@
 //! One `criu swrk`: started, asked once, and gone.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -15,6 +15,7 @@ use prost::Message;
 
 use super::place::Place;
 use super::rpc::{FeatureFlags, Kind, Options, Request, Response};
+use super::spawn::open_procs;
 use super::stats::{DumpStats, RestoreStats, dump_stats, restore_stats};
 use super::{Criu, CriuError, DumpRequest, LogTail, Notify, RestoreRequest, Spawn, Verdict};
 use crate::sys::{packet, pidfd};
@@ -42,11 +43,20 @@ pub struct RestoreDone {
 
 /// One running `criu swrk`, good for one request.
 ///
+/// It may be started long before its request and costs next to nothing until then: CRIU waits in a system call.
+/// What a request needs of file descriptors has to be [passed](Spawn::pass) at the start; everything else, the
+/// directories included, is said in the request. Two callers gain by more than the start itself: a dump may be
+/// asked for before the tasks are frozen, as CRIU does nothing to them until [`Notify::PreDump`] is answered; and a
+/// restore's CRIU, which has to start in the container's cgroup for the sake of its cgroup namespace, may wait
+/// outside of it ([`enter_cgroup`](Self::enter_cgroup)).
+///
 /// Dropping it, by a panic in a notification for instance, hangs up: CRIU notices at its next step and undoes
-/// its work. It is never killed: in the middle of a dump the tasks have CRIU's code inside them.
+/// its work. Once it was asked it is never killed: in the middle of a dump the tasks have CRIU's code inside them.
 #[derive(Debug)]
 pub struct Session {
     child: Option<Child>,
+    /// Whether it may have work in its hands.
+    asked: bool,
     process: Option<OwnedFd>,
     socket: OwnedFd,
     stderr: File,
@@ -84,6 +94,7 @@ impl Session {
         let process = pidfd::open(child.id().cast_signed()).map_err(failed("watch it"));
         Ok(Self {
             child: Some(child),
+            asked: false,
             process: Some(process?),
             socket,
             stderr: kept,
@@ -96,6 +107,7 @@ impl Session {
     pub(super) fn over(socket: OwnedFd) -> Self {
         Self {
             child: None,
+            asked: false,
             process: None,
             socket,
             stderr: tempfile::tempfile().unwrap(),
@@ -109,6 +121,30 @@ impl Session {
         self.child
             .as_ref()
             .map_or(0, |child| child.id().cast_signed())
+    }
+
+    /// Whether CRIU is still there. One that ended while it waited is noticed by its request too; this tells in time
+    /// to start another.
+    pub fn waits(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Moves CRIU into a cgroup. What it restores is born there; the root of its cgroup namespace stays where
+    /// [`Spawn::new_cgroup_namespace`] has put it.
+    ///
+    /// So that a waiting CRIU is not counted among a container's processes, nor frozen or killed with them: start
+    /// it in the container's cgroup, move it out into another one at once, and back before the restore.
+    ///
+    /// # Errors
+    /// When the cgroup cannot be joined.
+    pub fn enter_cgroup(&self, cgroup: &Path) -> Result<(), CriuError> {
+        let moved = open_procs(cgroup).and_then(|mut procs| write!(procs, "{}", self.pid()));
+        moved.map_err(|source| CriuError::Start {
+            operation: "move it into another cgroup",
+            program: self.program.clone(),
+            source,
+        })
     }
 
     /// A way to end this session from another thread.
@@ -227,7 +263,8 @@ impl Session {
         self.conversation(name, kind, on, &|| place.log(log_file))
     }
 
-    fn send(&self, name: &'static str, request: &Request) -> Result<(), CriuError> {
+    fn send(&mut self, name: &'static str, request: &Request) -> Result<(), CriuError> {
+        self.asked = true;
         packet::send_packet(self.socket.as_fd(), &request.encode_to_vec()).map_err(|source| {
             CriuError::Connection {
                 operation: "send",
@@ -357,6 +394,12 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
+        if let (false, Some(child)) = (self.asked, &mut self.child) {
+            // It holds nothing. In a frozen cgroup it would not notice anything else.
+            if let Err(error) = child.kill() {
+                tracing::debug!(%error, "a waiting CRIU could not be killed");
+            }
+        }
         // Every copy of our end, a canceller's too: CRIU must see the end of the conversation.
         if packet::hang_up(&self.socket).is_err() {
             tracing::debug!("the connection to CRIU was gone already");
