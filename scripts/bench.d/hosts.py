@@ -31,10 +31,9 @@ class Host:
         self.cgroup = lab_cgroup() / name
         self.memory = Memory(self, name != "client")
 
-    def spawn(self, *command, accounted=True, **options):
-        """A process on this host; its memory is charged to it, unless it must not know of that."""
-        begin = ["sh", "-c", 'for f in $0; do echo $$ >"$f" || exit; done; exec "$@"']
-        begin.append(self.memory.procs if accounted else "")
+    def spawn(self, *command, **options):
+        """A process on this host; its memory is charged to it."""
+        begin = ["sh", "-c", 'for f in $0; do echo $$ >"$f" || exit; done; exec "$@"', self.memory.procs]
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         return subprocess.Popen([*begin, LAB, "exec", self.name, *map(str, command)], text=True, **options)
 

@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 import struct
+import subprocess
 
 import bundle
 import measure
@@ -150,11 +151,7 @@ class Peer(Subject):
         shutil.rmtree(self.images, ignore_errors=True)
         self.images.mkdir()
         bundle.write(self.bundle, self.places.root, measure.serve(cell), NETNS, "/bench")
-        # Outside of the group that memory is accounted in: CRIU would dump that group, too. What the move needs
-        # beyond the container's own memory is accounted all the same.
-        self.lab.alpha.script(
-            self.environment() + f"cd {self.bundle}; {self.program} run -d bench >/dev/null 2>&1", accounted=False
-        )
+        self.lab.alpha.script(self.environment() + f"cd {self.bundle}; {self.program} run -d bench >/dev/null 2>&1")
         return ADDRESS
 
     def move(self, _):
@@ -188,29 +185,36 @@ class Lazy(Peer):
         alpha, beta = self.lab.both()
         wire = self.lab.wire.bytes()
         common = f"{self.options} --image-path {self.images}"
+        # It waits for its input, so that its own start is not in the blackout.
+        restore = beta.spawn("sh", "-ec", self.environment() + self.restore(common), stdin=subprocess.PIPE)
         dump = alpha.spawn(
             "sh", "-ec",
             self.environment()
             + f"exec {self.program} checkpoint --lazy-pages --page-server 0.0.0.0:{LAZY_PORT} --status-fd 1 {common} bench",
         )  # fmt: skip
         # It writes one zero byte when the images are there and its pages can be asked for.
-        if dump.stdout.read(1) != "\0":
-            raise Failed(f"{self.program} checkpoint: {criu_errors(self.images) or dump.stderr.read()[-300:]}")
-        beta.script(
-            self.environment()
-            + f"""
+        ready = dump.stdout.read(1) == "\0"
+        _, told = restore.communicate("go\n" if ready else "", timeout=120)
+        if not ready or restore.returncode != 0:
+            why = criu_errors(self.images) or told or dump.stderr.read()
+            raise Failed(f"{self.program}, {'restore' if ready else 'checkpoint'}: {why[-300:]}")
+        dump.communicate(timeout=60)
+        return {"wire_bytes": size(self.images) + self.lab.wire.bytes() - wire}
+
+    def restore(self, common):
+        return f"""
+            read -r go
             criu lazy-pages --page-server --address 10.77.0.1 --port {LAZY_PORT} -D {self.images} -W {self.images} \
               -o lazy.log >/dev/null 2>&1 &
+            lazy=$!
+            trap 'kill $lazy 2>/dev/null || :' EXIT
             until [ -S {self.images}/lazy-pages.socket ]; do sleep 0.002; done
             cd {self.images}
-            {self.program} restore -d --lazy-pages {common} --bundle {self.bundle} bench >/dev/null 2>err
+            {self.program} restore -d --lazy-pages {common} --bundle {self.bundle} bench >/dev/null 2>&1
             ip link set bench0 master godwit0
             {announce(self.places)}
             wait
             """
-        )
-        dump.communicate(timeout=60)
-        return {"wire_bytes": size(self.images) + self.lab.wire.bytes() - wire}
 
     def start(self, cell):
         fresh_network(self.lab.beta, self.places, attached=False)
