@@ -7,7 +7,7 @@
 # the lab gives it (godwit, configuration, templates), its third has container images and is read-only. The lab
 # comes in by ssh over a cable of its own, so that cutting the others is nothing to it.
 
-VM_CACHE=$LAB_CACHE/vm
+VM_CACHE=$LAB_CACHE-vm
 # The factor by which an emulated processor is slower, as time limits go.
 VM_EMULATED=8
 
