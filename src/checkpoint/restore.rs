@@ -61,6 +61,7 @@ pub fn restore(
     let mut spawn = Spawn {
         cgroup: Some(plan.cgroup),
         new_cgroup_namespace: true,
+        spare_tar: true,
         ..Spawn::default()
     };
     let mut inherit = vec![(NETNS_KEY.to_owned(), spawn.pass(open(&plan.netns)?.into()))];

@@ -36,6 +36,7 @@ impl Standby {
         let mut spawn = Spawn {
             limits_from_proc: !may_read_limits(),
             spare_conntrack: true,
+            spare_tar: true,
             ..Spawn::default()
         };
         let page_server = spawn.pass(theirs);

@@ -25,6 +25,7 @@ use super::{Config, Containers, Context, Daemon, DaemonError, Migrations, Outsid
 use super::{recovery, service};
 use crate::api::server;
 use crate::api::types::{MigrationState, MigrationStatus};
+use crate::sys::perf;
 
 /// How long requests and migrations may take to finish once the daemon is to end.
 const FAREWELL: Duration = Duration::from_secs(60);
@@ -36,6 +37,10 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     let _lock = lock(&config.run_dir)?;
     service::become_subreaper();
     service::keep_descriptors_private();
+    // Nothing depends on it but a few milliseconds of every blackout.
+    let _breakpoint = perf::hold_breakpoint().inspect_err(|error| {
+        tracing::info!("no breakpoint is held, so a freeze takes longer: {error}")
+    });
     // Opened and closed outside the runtime: the network has one of its own, which may not end within another.
     let context = Arc::new(Context::open(config)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
