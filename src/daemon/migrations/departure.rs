@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::cgroup::Throttle;
 use crate::checkpoint::{Precopy, Standby, end_repair};
 use crate::container::Record;
 use crate::container::shim::Client;
@@ -35,6 +36,7 @@ const FIXED: Duration = Duration::from_millis(60);
 pub struct Departure {
     parts: Parts,
     options: MigrationOptions,
+    throttle: Throttle,
     rounds: Option<Rounds>,
     snapshot: Option<Snapshot>,
     /// The inode numbers of the pipes of its output. Asked for at the begin, so that it can do without its
@@ -68,6 +70,8 @@ impl Departure {
         pid: i32,
         options: MigrationOptions,
     ) -> Self {
+        let cgroup = context.host.cgroup(&record.spec.name);
+        let throttle = Throttle::new(cgroup, record.spec.limits.clone());
         let context = Arc::clone(context);
         let to = to.clone();
         Self {
@@ -79,6 +83,7 @@ impl Departure {
                 pid,
             },
             options,
+            throttle,
             rounds: None,
             snapshot: None,
             stdio: None,
@@ -116,6 +121,8 @@ impl Parts {
         }
         // The gate first: what arrives before the tasks run waits in their sockets.
         let attached = host.network.attach(self.name());
+        // A daemon that died may have left it slowed down.
+        let unthrottled = cgroup.unthrottle(&self.record.spec.limits);
         let thawed = cgroup.thaw();
         let announced = host
             .network
@@ -126,6 +133,7 @@ impl Parts {
         record.migration = None;
         record.save(host)?;
         thawed?;
+        unthrottled?;
         attached?;
         announced?;
         cleared?;
@@ -137,6 +145,7 @@ impl Movable for Departure {
     type Held = HeldDeparture;
 
     fn offer(&mut self) -> Result<Offer, Cause> {
+        remains::wait_until_whole(&self.parts.context, self.parts.name())?;
         let host = &self.parts.context.host;
         self.stdio = Some(stdio_inodes(&host.run(self.parts.name()), self.parts.pid)?);
         Ok(Offer {
@@ -203,6 +212,10 @@ impl Movable for Departure {
             scanned: round.scanned,
             sent: round.changed,
         })
+    }
+
+    fn throttle(&mut self, percent: Option<u32>) -> Result<bool, Cause> {
+        Ok(self.throttle.set(percent)?)
     }
 
     fn fixed_blackout(&self) -> Duration {

@@ -1,6 +1,8 @@
 //! What a daemon that starts finds in its journal, and takes up again.
 
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 
 use tokio_util::sync::CancellationToken;
 
@@ -9,7 +11,7 @@ use super::restored::RestoredArrival;
 use super::{Migrations, remains};
 use crate::container::{ContainerError, Record};
 use crate::migration::{Entry, Journal, JournalState, MigrationError, conclude};
-use crate::model::{ContainerState, Phase, Side};
+use crate::model::{ContainerState, MigrationId, Phase, Side};
 
 impl Migrations {
     /// Ends what can be ended at once, and goes on asking, in the background, about what is in doubt.
@@ -18,6 +20,7 @@ impl Migrations {
             tracing::error!("the journal of migrations cannot be read: {error}");
             Vec::new()
         });
+        self.clear(&entries);
         for entry in entries.into_iter().filter(|entry| !entry.state.is_final()) {
             tracing::warn!(migration = %entry.id, container = %entry.container, side = ?entry.side, state = ?entry.state, "taking up a migration again");
             self.board.begin(&entry, CancellationToken::new());
@@ -31,6 +34,33 @@ impl Migrations {
             if !open && task.await.is_err() {
                 tracing::error!("a defect stopped the recovery of a migration");
             }
+        }
+    }
+
+    /// Takes away, in the background, what migrations that are over have left: the images of a container that was
+    /// still being filled when the daemon ended go when that is done.
+    fn clear(&self, entries: &[Entry]) {
+        let directories = remains::directories(&self.context).unwrap_or_else(|error| {
+            tracing::error!("the directories of migrations cannot be read: {error}");
+            Vec::new()
+        });
+        let over = |directory: &PathBuf| {
+            let name = directory.file_name().and_then(|name| name.to_str());
+            let id = name.and_then(|name| name.parse::<MigrationId>().ok());
+            let mut all = entries.iter().filter(|entry| !entry.state.is_final());
+            // What is no migration's is not ours to remove.
+            id.is_some_and(|id| all.all(|entry| entry.id != id))
+        };
+        for directory in directories.into_iter().filter(over) {
+            thread::spawn(move || {
+                let filled = remains::request(&directory).map_or(Ok(()), |request| {
+                    remains::wait_until_filled(&request.images, &request.cgroup)
+                });
+                let cleared = filled.and_then(|()| remains::remove_directory(&directory));
+                if let Err(error) = cleared {
+                    tracing::error!(directory = %directory.display(), "what a migration has left was not removed: {error}");
+                }
+            });
         }
     }
 

@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
+use crate::container::shim::RestoreRequest;
 use crate::daemon::Context;
 use crate::memory::fill::{self, FillState};
-use crate::model::MigrationId;
+use crate::model::{MigrationId, Name};
 
 /// The directory of a migration's images and pages, on a tmpfs.
 pub fn directory(context: &Context, id: MigrationId) -> PathBuf {
@@ -43,6 +44,34 @@ pub fn wait_until_filled(images: &Path, cgroup: &Path) -> io::Result<()> {
             }
         }
     }
+}
+
+/// The name, in a migration's directory, of what its shim was asked to restore.
+pub const REQUEST: &str = "request.json";
+
+/// What was asked to be restored from a migration's directory; none where it did not come to that.
+pub fn request(directory: &Path) -> Option<RestoreRequest> {
+    serde_json::from_slice(&fs::read(directory.join(REQUEST)).ok()?).ok()
+}
+
+/// Waits until all memory of a container is there, whichever migration brought it: before that its page tables do
+/// not tell what it has.
+pub fn wait_until_whole(context: &Context, name: &Name) -> io::Result<()> {
+    let cgroup = context.host.cgroup(name);
+    for directory in directories(context)? {
+        if let Some(request) = request(&directory)
+            && request.cgroup == cgroup.path()
+        {
+            wait_until_filled(&request.images, &request.cgroup)?;
+        }
+    }
+    Ok(())
+}
+
+/// The directories of all migrations that have left something on this host.
+pub fn directories(context: &Context) -> io::Result<Vec<PathBuf>> {
+    let all = fs::read_dir(context.config.run_dir.join("migrations"))?;
+    all.map(|entry| Ok(entry?.path())).collect()
 }
 
 /// Waits until no process of a cgroup is held by a tracer: a CRIU that has lost its client lets go at its next

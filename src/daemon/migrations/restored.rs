@@ -112,7 +112,7 @@ impl RestoredArrival {
             created_at: record.created_at,
             generation: record.generation,
         });
-        let kept = fs::read(coming.directory().join("request.json"));
+        let kept = fs::read(coming.directory().join(remains::REQUEST));
         let request = match kept {
             Ok(text) => serde_json::from_slice(&text)?,
             // It was never ready to be restored, and will be discarded.
@@ -136,7 +136,7 @@ impl RestoredArrival {
             return Err("its memory was given away as it ran; it cannot be restored again".into());
         }
         let text = serde_json::to_vec(&self.request)?;
-        fs::write(coming.directory().join("request.json"), text)?;
+        fs::write(coming.directory().join(remains::REQUEST), text)?;
         let mut shim = match shim {
             Some(shim) => shim,
             None => new_shim(coming, self.request.lazy)?,
