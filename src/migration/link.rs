@@ -15,7 +15,8 @@ use tokio_util::sync::CancellationToken;
 use super::codec::{self, Frame, HEADER, Kind};
 use super::error::{Cause, MigrationError};
 use super::message::Message;
-use crate::model::{Bytes, Phase};
+use super::pace::Pace;
+use crate::model::{Bytes, Phase, Rate};
 
 /// A byte stream to another host: TLS in production, a pipe in memory in tests.
 pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -113,12 +114,17 @@ pub struct Link {
 impl Link {
     /// Takes a stream over. Data is refused by [`Outbox::send`] once `cancel` is cancelled.
     pub fn new(stream: impl Duplex, cancel: CancellationToken) -> Self {
+        Self::paced(stream, cancel, None)
+    }
+
+    /// The same; no more than so much goes out per second, whatever it is.
+    pub fn paced(stream: impl Duplex, cancel: CancellationToken, rate: Option<Rate>) -> Self {
         let (read, write) = tokio::io::split(stream);
         let (in_tx, inbox) = mpsc::channel(QUEUE);
         let (queue, out_rx) = mpsc::channel(QUEUE);
         let written = Arc::new(AtomicU64::new(0));
         let reader = tokio::spawn(read_all(read, in_tx));
-        let writer = tokio::spawn(write_all(write, out_rx, written.clone()));
+        let writer = tokio::spawn(write_all(write, out_rx, written.clone(), Pace::new(rate)));
         Self {
             inbox,
             outbox: Outbox {
@@ -257,11 +263,16 @@ async fn write_all<S: Duplex>(
     mut stream: WriteHalf<S>,
     mut queue: mpsc::Receiver<Frame>,
     written: Arc<AtomicU64>,
+    mut pace: Pace,
 ) -> io::Result<()> {
     while let Some(frame) = queue.recv().await {
         let header = codec::header(frame.kind, &frame.payload).map_err(io::Error::other)?;
+        pace.take(HEADER).await;
         stream.write_all(&header).await?;
-        stream.write_all(&frame.payload).await?;
+        for piece in frame.payload.chunks(pace.piece()) {
+            pace.take(piece.len()).await;
+            stream.write_all(piece).await?;
+        }
         written.fetch_add((HEADER + frame.payload.len()) as u64, Ordering::Relaxed);
         if queue.is_empty() {
             stream.flush().await?;

@@ -54,6 +54,7 @@ pub mod link;
 pub mod message;
 pub mod movable;
 pub mod observe;
+mod pace;
 pub mod policy;
 pub mod preflight;
 mod record;

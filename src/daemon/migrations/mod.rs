@@ -126,7 +126,7 @@ impl Migrations {
         let job = source::Job {
             container: Departure::new(&self.context, id, to, record, pid, options.clone()),
             host: self.context.config.name.clone(),
-            link: Link::new(stream, cancel.clone()),
+            link: Link::paced(stream, cancel.clone(), options.bandwidth),
             services: self.services(&entry, options, cancel),
             entry,
         };
