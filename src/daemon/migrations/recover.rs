@@ -49,7 +49,7 @@ impl Migrations {
             let id = name.and_then(|name| name.parse::<MigrationId>().ok());
             let mut all = entries.iter().filter(|entry| !entry.state.is_final());
             // What is no migration's is not ours to remove.
-            id.is_some_and(|id| all.all(|entry| entry.id != id))
+            remains::is_gone(directory) || id.is_some_and(|id| all.all(|entry| entry.id != id))
         };
         for directory in directories.into_iter().filter(over) {
             thread::spawn(move || {

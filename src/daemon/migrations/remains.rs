@@ -12,6 +12,9 @@ use crate::daemon::Context;
 use crate::memory::fill::{self, FillState};
 use crate::model::{MigrationId, Name};
 
+/// How often it is looked whether a fill has ended.
+const LOOK: Duration = Duration::from_millis(20);
+
 /// The directory of a migration's images and pages, on a tmpfs.
 pub fn directory(context: &Context, id: MigrationId) -> PathBuf {
     context
@@ -21,11 +24,27 @@ pub fn directory(context: &Context, id: MigrationId) -> PathBuf {
         .join(id.to_string())
 }
 
-/// Removes a directory; one that is not there is no failure.
+/// What the name of a directory ends with that is being removed.
+const GONE: &str = "gone";
+
+/// Removes a directory; one that is not there is no failure. It is gone as a whole: nobody who looks into it
+/// meanwhile finds a part of it.
 pub fn remove_directory(path: &Path) -> io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+    let gone = path.with_extension(GONE);
+    absent(fs::remove_dir_all(&gone))?;
+    absent(fs::rename(path, &gone))?;
+    absent(fs::remove_dir_all(&gone))
+}
+
+/// Whether a directory was being removed by a daemon that has died.
+pub fn is_gone(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == GONE)
+}
+
+fn absent(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -36,7 +55,7 @@ pub fn wait_until_filled(images: &Path, cgroup: &Path) -> io::Result<()> {
     loop {
         match fill::fill_state(images)? {
             FillState::None | FillState::Filled => return Ok(()),
-            FillState::Filling => thread::sleep(Duration::from_millis(20)),
+            FillState::Filling => thread::sleep(LOOK),
             FillState::Lost => {
                 fill::kill_container(cgroup)?;
                 tracing::error!(cgroup = %cgroup.display(), "the container was killed: everybody who brought its memory behind it is gone");
@@ -55,14 +74,16 @@ pub fn request(directory: &Path) -> Option<RestoreRequest> {
 }
 
 /// Waits until all memory of a container is there, whichever migration brought it: before that its page tables do
-/// not tell what it has.
+/// not tell what it has. What becomes of a fill that is lost is for those to see to who wait for its end.
 pub fn wait_until_whole(context: &Context, name: &Name) -> io::Result<()> {
     let cgroup = context.host.cgroup(name);
     for directory in directories(context)? {
         if let Some(request) = request(&directory)
             && request.cgroup == cgroup.path()
         {
-            wait_until_filled(&request.images, &request.cgroup)?;
+            while fill::fill_state(&request.images)? == FillState::Filling {
+                thread::sleep(LOOK);
+            }
         }
     }
     Ok(())

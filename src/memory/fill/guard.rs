@@ -182,6 +182,8 @@ impl Watch {
             match end {
                 End::Filled => return self.over(Ok(())),
                 End::Unwanted => return self.over(Err("it was not wanted any more".to_owned())),
+                // Its last word was lost with it.
+                End::Died(_) if place::is_over(&self.plan.images) => return self.over(Ok(())),
                 End::Died(why) => last = why,
             }
             if !self.shared.state().synced {
@@ -241,6 +243,8 @@ impl Watch {
                         continue;
                     }
                     Ok(None) => return Ok(End::Died(String::new())),
+                    // It has ended without hearing our last word. That is told before what it has said itself.
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => continue,
                     Err(error) => return Err(self.failed("hear")(error)),
                 }
             }
@@ -377,5 +381,37 @@ fn ready<const N: usize>(fds: [BorrowedFd<'_>; N]) -> io::Result<[bool; N]> {
         Ok(_) => Ok(polled.map(|fd| fd.any().unwrap_or(true))),
         Err(nix::errno::Errno::EINTR) => Ok([false; N]),
         Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_last_word_of_a_filler_that_hears_nothing_more_is_heard() {
+        let (ours, theirs) = fdpass::pair().unwrap();
+        fdpass::send(ours.as_fd(), b"release", &[], true).unwrap();
+        fdpass::send(theirs.as_fd(), b"filled", &[], true).unwrap();
+        drop(theirs);
+        let first = fdpass::receive(ours.as_fd()).map(|said| said.map(|(bytes, _)| bytes));
+        let reset = first
+            .as_ref()
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset);
+        assert!(reset, "{first:?}");
+        let then = fdpass::receive(ours.as_fd()).unwrap().map(|said| said.0);
+        assert_eq!(then.as_deref(), Some(&b"filled"[..]));
+        assert!(matches!(fdpass::receive(ours.as_fd()), Ok(None)));
+    }
+
+    #[test]
+    fn a_place_that_was_taken_away_as_a_whole_was_filled() {
+        let images = tempfile::tempdir().unwrap();
+        assert!(place::is_over(images.path()));
+        let directory = place::make(images.path()).unwrap();
+        place::mark(&directory, "begun").unwrap();
+        assert!(!place::is_over(images.path()));
+        place::mark(&directory, "filled").unwrap();
+        assert!(place::is_over(images.path()));
     }
 }

@@ -47,6 +47,12 @@ pub fn state(images: &Path) -> io::Result<FillState> {
     })
 }
 
+/// Whether all is filled; whoever has waited for that may have taken the place away already, as a whole.
+pub(super) fn is_over(images: &Path) -> bool {
+    let directory = directory(images);
+    !directory.exists() || directory.join("filled").exists()
+}
+
 /// Whether pages of the store may have been given back: then nothing can be restored from these images again.
 pub fn is_spent(images: &Path) -> bool {
     directory(images).join("spent").exists()
