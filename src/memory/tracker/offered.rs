@@ -27,15 +27,13 @@ pub fn offered() -> Vec<TrackerOffer> {
     ]
 }
 
-/// A tracker of this kind; for [`TrackerChoice::Auto`] the best that this kernel has.
+/// A tracker of this kind; for [`TrackerChoice::Auto`] the best that this kernel has. What is not [`offered`] is no
+/// choice: memory is then compared, which is right everywhere.
 pub fn choose(kind: TrackerChoice) -> Box<dyn Tracker> {
     match kind {
         TrackerChoice::UffdWp => Box::new(UffdWpTracker::new()),
-        TrackerChoice::Hash => Box::new(HashTracker::new()),
-        TrackerChoice::Auto | TrackerChoice::SoftDirty => match try_uffd_wp() {
-            Ok(_) => Box::new(UffdWpTracker::new()),
-            Err(_) => Box::new(HashTracker::new()),
-        },
+        TrackerChoice::Auto if try_uffd_wp().is_ok() => Box::new(UffdWpTracker::new()),
+        _ => Box::new(HashTracker::new()),
     }
 }
 
