@@ -5,7 +5,9 @@
 //!
 //! ```text
 //! Precopy::round …      pages, while the tasks run
-//! Held::dump ─▶ CRIU ─▶ page server ─▶ frames
+//! Standby               a CRIU that waits
+//! Held::dump ─▶ Residual ─▶ frames          private memory, which CRIU never sees
+//!          └──▶ CRIU ─▶ page server ─▶ frames
 //!                  └──▶ images in a tmpfs ─▶ chunks
 //!              CRIU waits in post-dump; cgroup frozen ─▶ Held::kill | Held::release
 //!

@@ -7,8 +7,8 @@
 //! ```text
 //! source                                                        destination
 //! running tasks ─▶ Tracker ─┐                                   ┌▶ PageStore ─▶ verify ─▶ images ─▶ CRIU
-//!                           ├▶ Sender ─▶ frames ═══ link ═══▶ Decoder
-//! CRIU's dump ─▶ PageServer ┘  (DumpSink: only what is news, and every space's list)
+//! frozen tasks ─▶ Residual ─┼▶ Sender ─▶ frames ═══ link ═══▶ Decoder                       └─▶ fill, lazily
+//! CRIU's dump ─▶ PageServer ┘  (DumpSink: what is left to CRIU, and every space's list)
 //! ```
 //!
 //! Frames may go over several connections at once. Within a round a page is sent at most once, so their order is

@@ -55,12 +55,6 @@ impl UffdWpTracker {
         Self::default()
     }
 
-    /// How many of the tasks of the last round are compared by content, for want of a better way.
-    pub fn compared(&self) -> usize {
-        let compared = |known: &&Known| matches!(known.how, How::Compared { .. });
-        self.known.values().filter(compared).count()
-    }
-
     fn round_over(
         &mut self,
         targets: &[Target],
