@@ -2,6 +2,8 @@
 
 pub mod before_exec;
 pub mod beneath;
+pub mod bpf;
+pub mod capability;
 pub mod clone;
 pub mod descriptor;
 pub mod ethernet;
@@ -18,6 +20,7 @@ pub mod pidfd;
 pub mod process;
 pub mod process_memory;
 pub mod ptrace;
+pub mod seccomp;
 pub mod shared;
 pub mod signal;
 pub mod socket_buffer;
