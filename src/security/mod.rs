@@ -7,12 +7,16 @@ mod capability;
 mod filter;
 mod limit;
 pub mod profile;
+pub mod seccomp;
+mod sets;
 
 pub use capability::{KEPT, bound_capabilities, settle_capabilities};
 pub use filter::{Filters, compile};
 pub use limit::set_limits;
+pub use sets::Sets;
 
 use std::error::Error;
+use std::path::PathBuf;
 
 /// What could not be taken away.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +38,25 @@ pub enum SecurityError {
         /// Why not.
         #[source]
         source: Box<dyn Error + Send + Sync>,
+    },
+    /// A seccomp profile of a bundle.
+    #[error("the seccomp profile cannot be kept, in {field}: {reason}")]
+    Profile {
+        /// The field.
+        field: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// Who answers a filter's notifications.
+    #[error(
+        "cannot hand the seccomp listener over at {path}: is the program that answers running?"
+    )]
+    Listener {
+        /// Its socket.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
     },
     /// A resource limit.
     #[error("cannot set the limit {limit}")]
