@@ -14,6 +14,7 @@
 //! ```
 
 mod freezer;
+pub mod manage;
 pub mod plan;
 mod throttle;
 
@@ -49,6 +50,57 @@ pub enum CgroupError {
         controller: &'static str,
         /// The cgroup.
         path: PathBuf,
+    },
+    /// A resource of a bundle that cannot be kept, on any kernel or as things are.
+    #[error("the resource {field} cannot be kept: {reason}")]
+    Resource {
+        /// The field of the bundle.
+        field: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A resource of a bundle whose controller or file this kernel does not have.
+    #[error(
+        "the resource {field} cannot be kept: cgroup v2 has no {missing} in {path}; boot with cgroup v2 alone, or leave the resource out"
+    )]
+    Missing {
+        /// The field of the bundle.
+        field: String,
+        /// The controller or the file.
+        missing: String,
+        /// The cgroup.
+        path: PathBuf,
+    },
+    /// A path that a bundle gives for its cgroup.
+    #[error("linux.cgroupsPath {path:?} is no cgroup: {reason}")]
+    Place {
+        /// What was given.
+        path: String,
+        /// Why not.
+        reason: &'static str,
+    },
+    /// Somebody is in the cgroup already.
+    #[error(
+        "the cgroup {path} has {count} processes already; give the container another linux.cgroupsPath"
+    )]
+    Occupied {
+        /// The cgroup.
+        path: PathBuf,
+        /// How many.
+        count: usize,
+    },
+    /// The program that guards devices.
+    #[error(
+        "cannot {operation} the program that guards the devices of {path}: the kernel needs CONFIG_CGROUP_BPF, and the caller CAP_BPF on the host"
+    )]
+    Devices {
+        /// What was tried.
+        operation: &'static str,
+        /// The cgroup.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
     },
     /// A file of a cgroup could not be read or written, or a cgroup not be made or removed.
     #[error("cannot {operation} {path}")]

@@ -1,0 +1,363 @@
+//! The cgroup of a bundle's container: its place, its resources, its devices, its end.
+//!
+//! A template's container has the few limits of [`crate::cgroup::plan`], below one parent. A bundle says where its
+//! cgroup is, and uses every controller there is.
+//!
+//! **Invariant:** [`Group::plan`] changes nothing and refuses what cannot be kept here, by the field's name: a limit
+//! whose controller is not there is an error, a value that limits nothing is not. [`Planned::create`] leaves behind
+//! either a cgroup with everything set or nothing.
+//!
+//! **Invariant:** which devices may be used is always guarded. A kernel that cannot do it is an error and not a
+//! container without a guard: with CAP_MKNOD, which engines leave to containers, the host's disks would be open to it.
+//!
+//! ```text
+//! Group::plan ─▶ Planned ─▶ create ─▶ Group ─▶ directory, for CLONE_INTO_CGROUP ─▶ freeze, thaw, update, stats, kill
+//!  nothing yet               made, set, guarded                                              └▶ remove
+//! ```
+
+pub mod device;
+pub mod place;
+pub mod plan;
+mod stats;
+
+pub use place::Driver;
+pub use stats::Stats;
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
+
+use super::{Cgroup, CgroupError, failed, plan as hierarchy};
+use crate::sys::bpf;
+use plan::Setting;
+
+/// How long processes may take to stand still or to be gone.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// What will be: checked, and nothing of it done.
+#[derive(Debug)]
+pub struct Planned {
+    root: PathBuf,
+    names: Vec<String>,
+    settings: Vec<Setting>,
+    devices: Vec<bpf::Instruction>,
+}
+
+/// A cgroup of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    cgroup: Cgroup,
+}
+
+impl Group {
+    /// The cgroup that a bundle asks for by `linux.cgroupsPath` and `linux.resources`, of the container `id`.
+    ///
+    /// # Errors
+    /// What cannot be, by its field.
+    pub fn plan(
+        id: &str,
+        cgroups_path: Option<&Path>,
+        driver: Driver,
+        resources: Option<&LinuxResources>,
+    ) -> Result<Planned, CgroupError> {
+        if driver == Driver::Systemd {
+            return Err(CgroupError::Resource {
+                field: "--systemd-cgroup".to_owned(),
+                reason: "cgroups are made as directories; leave the flag out".to_owned(),
+            });
+        }
+        let names = place::names(id, cgroups_path)?;
+        let mountinfo = Path::new("/proc/self/mountinfo");
+        let text = fs::read_to_string(mountinfo).map_err(failed("read", mountinfo))?;
+        let root = hierarchy::mount_point(&text).ok_or(CgroupError::NoHierarchy)?;
+        let root = PathBuf::from(root);
+        let none = LinuxResources::default();
+        let resources = resources.unwrap_or(&none);
+        let settings = plan::settings(resources)?;
+        let available = controllers(&root)?;
+        let missing = |setting: &&Setting| {
+            setting.required
+                && !setting.controller.is_empty()
+                && !available.contains(&setting.controller)
+        };
+        if let Some(setting) = settings.iter().find(missing) {
+            return Err(CgroupError::Missing {
+                field: setting.field.clone(),
+                missing: format!("controller `{}`", setting.controller),
+                path: root,
+            });
+        }
+        let devices = program(resources.devices().as_deref().unwrap_or_default())?;
+        Ok(Planned {
+            root,
+            names,
+            settings,
+            devices,
+        })
+    }
+
+    /// The cgroup at this directory, which the caller knows to be one.
+    pub fn at(directory: PathBuf) -> Self {
+        Self {
+            cgroup: Cgroup::at(directory),
+        }
+    }
+
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.cgroup.path()
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        self.cgroup.exists()
+    }
+
+    /// Its directory, open: a process can be born in it.
+    pub fn directory(&self) -> Result<File, CgroupError> {
+        File::open(self.path()).map_err(failed("open", self.path()))
+    }
+
+    /// Moves a process into it; 0: the calling one.
+    pub fn add(&self, pid: i32) -> Result<(), CgroupError> {
+        self.cgroup.join(pid)
+    }
+
+    /// Freezes every process in it and below it, and waits until all stand still. On failure everything runs again.
+    pub fn freeze(&self) -> Result<(), CgroupError> {
+        self.cgroup.freeze(WAIT)
+    }
+
+    /// Lets everything run.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        self.cgroup.thaw()
+    }
+
+    /// Whether every process stands still because it was frozen.
+    pub fn is_frozen(&self) -> Result<bool, CgroupError> {
+        self.cgroup.is_frozen()
+    }
+
+    /// Kills every process in it and below it, frozen ones too.
+    pub fn kill(&self) -> Result<(), CgroupError> {
+        self.cgroup.kill()
+    }
+
+    /// The host ids of the processes in it and below it.
+    pub fn processes(&self) -> Result<Vec<i32>, CgroupError> {
+        let mut found = Vec::new();
+        processes_below(self.path(), &mut found)?;
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// What it has used.
+    pub fn stats(&self) -> Stats {
+        Stats::of(self.path())
+    }
+
+    /// Changes its resources: those that are given, and no others. When one cannot be set, those that were set before
+    /// it are set back.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), CgroupError> {
+        let settings = plan::settings(resources)?;
+        let devices = resources.devices().as_deref().unwrap_or_default();
+        let guard = (!devices.is_empty())
+            .then(|| program(devices))
+            .transpose()?;
+        self.check_files(&settings)?;
+        self.check_usage(resources, &settings)?;
+        let mut before: Vec<(&str, String)> = Vec::new();
+        for setting in settings.iter().filter(|setting| self.has(setting)) {
+            let old = self.cgroup.read(&setting.file);
+            if let Err(error) = self.set(setting) {
+                // The first error is the one to tell; what cannot be set back is no worse than before.
+                for (file, old) in before.iter().rev() {
+                    let _ = self.cgroup.write("set back", file, old.trim_end());
+                }
+                return Err(error);
+            }
+            before.push((&setting.file, old.unwrap_or_default()));
+        }
+        guard.map_or(Ok(()), |guard| self.guard(&guard))
+    }
+
+    /// Ends it: kills what is in it, waits until that is gone, and removes it with everything below. That it is not
+    /// there is no error.
+    pub fn remove(&self) -> Result<(), CgroupError> {
+        self.cgroup.remove()?;
+        let parent = self.path().parent();
+        if let Some(parent) = parent.filter(|parent| parent.ends_with(place::OURS)) {
+            // The last one closes the door; as long as there are others, the kernel does not let it.
+            let _ = fs::remove_dir(parent);
+        }
+        Ok(())
+    }
+
+    fn has(&self, setting: &Setting) -> bool {
+        self.path().join(&setting.file).exists()
+    }
+
+    fn check_files(&self, settings: &[Setting]) -> Result<(), CgroupError> {
+        let missing = |setting: &&Setting| setting.required && !self.has(setting);
+        match settings.iter().find(missing) {
+            None => Ok(()),
+            Some(setting) => Err(CgroupError::Missing {
+                field: setting.field.clone(),
+                missing: format!("file `{}`", setting.file),
+                path: self.path().to_owned(),
+            }),
+        }
+    }
+
+    /// With `memory.checkBeforeUpdate`, a limit below what is used is refused and not enforced by killing.
+    fn check_usage(
+        &self,
+        resources: &LinuxResources,
+        settings: &[Setting],
+    ) -> Result<(), CgroupError> {
+        let memory = resources.memory().as_ref();
+        if memory.and_then(oci_spec::runtime::LinuxMemory::check_before_update) != Some(true) {
+            return Ok(());
+        }
+        let limit = settings.iter().find(|setting| setting.file == "memory.max");
+        let limit = limit.and_then(|setting| setting.value.parse::<u64>().ok());
+        let used = self.cgroup.read("memory.current").ok();
+        let used = used.and_then(|text| text.trim().parse::<u64>().ok());
+        match limit.zip(used) {
+            Some((limit, used)) if limit < used => Err(CgroupError::Resource {
+                field: "memory.limit".to_owned(),
+                reason: format!("{limit} bytes are less than the {used} that are used now"),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn set(&self, setting: &Setting) -> Result<(), CgroupError> {
+        self.cgroup.write("set", &setting.file, &setting.value)
+    }
+
+    /// Lets this program decide about devices, in the place of the one before.
+    fn guard(&self, program: &[bpf::Instruction]) -> Result<(), CgroupError> {
+        let failed = |operation| {
+            move |source| CgroupError::Devices {
+                operation,
+                path: self.path().to_owned(),
+                source,
+            }
+        };
+        let directory = self.directory()?;
+        let program = bpf::load_device_program(program).map_err(failed("load"))?;
+        let before = bpf::device_programs(directory.as_fd()).map_err(failed("find"))?;
+        let replaced = before.first().map(AsFd::as_fd);
+        bpf::attach_device_program(directory.as_fd(), program.as_fd(), replaced)
+            .map_err(failed("attach"))
+    }
+}
+
+fn program(listed: &[LinuxDeviceCgroup]) -> Result<Vec<bpf::Instruction>, CgroupError> {
+    Ok(device::program(&device::rules(listed)?))
+}
+
+impl Planned {
+    /// Where it will be.
+    pub fn path(&self) -> PathBuf {
+        place::directory(&self.root, &self.names)
+    }
+
+    /// Makes it. One that exists already will do if nobody is in it.
+    pub fn create(self) -> Result<Group, CgroupError> {
+        let mut made = Vec::new();
+        let result = self.make(&mut made);
+        if result.is_err() {
+            // The first error is the one to tell; others may have put something in what we made meanwhile.
+            for directory in made.iter().rev() {
+                let _ = fs::remove_dir(directory);
+            }
+        }
+        result
+    }
+
+    /// Makes it, and tells which directories are new, whatever becomes of the rest.
+    fn make(&self, made: &mut Vec<PathBuf>) -> Result<Group, CgroupError> {
+        let mut path = self.root.clone();
+        for name in &self.names {
+            hand_down(&path, &self.settings)?;
+            path.push(name);
+            match fs::create_dir(&path) {
+                Ok(()) => made.push(path.clone()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(failed("make the cgroup", &path)(error)),
+            }
+        }
+        let group = Group::at(path);
+        if made.last().map(PathBuf::as_path) != Some(group.path()) {
+            group.take_over()?;
+        }
+        group.check_files(&self.settings)?;
+        for setting in self.settings.iter().filter(|setting| group.has(setting)) {
+            group.set(setting)?;
+        }
+        group.guard(&self.devices)?;
+        Ok(group)
+    }
+}
+
+impl Group {
+    /// Makes one that was there before ready for a container: nobody is in it, and it is not frozen.
+    fn take_over(&self) -> Result<(), CgroupError> {
+        match self.processes()?.len() {
+            0 => self.thaw(),
+            count => Err(CgroupError::Occupied {
+                path: self.path().to_owned(),
+                count,
+            }),
+        }
+    }
+}
+
+/// The controllers of a cgroup.
+fn controllers(path: &Path) -> Result<Vec<String>, CgroupError> {
+    let path = path.join("cgroup.controllers");
+    let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Lets children of `path` have all its controllers, for their limits and for what they tell. Only one that is needed
+/// and cannot be handed down is an error.
+fn hand_down(path: &Path, settings: &[Setting]) -> Result<(), CgroupError> {
+    let control = path.join("cgroup.subtree_control");
+    let has = fs::read_to_string(&control).map_err(failed("read", &control))?;
+    for controller in controllers(path)? {
+        if has.split_whitespace().any(|one| one == controller) {
+            continue;
+        }
+        let needed = settings
+            .iter()
+            .any(|setting| setting.required && setting.controller == controller);
+        let result = fs::write(&control, format!("+{controller}"));
+        if needed {
+            result.map_err(failed("hand a controller down in", &control))?;
+        }
+    }
+    Ok(())
+}
+
+fn processes_below(path: &Path, found: &mut Vec<i32>) -> Result<(), CgroupError> {
+    let procs = path.join("cgroup.procs");
+    let text = fs::read_to_string(&procs).map_err(failed("read", &procs))?;
+    found.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+    for entry in fs::read_dir(path).map_err(failed("list", path))? {
+        let entry = entry.map_err(failed("list", path))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            processes_below(&entry.path(), found)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod test;
