@@ -1,8 +1,5 @@
 """The OCI bundle that the peers run: the same program, root, mounts, devices and namespaces as Godwit's container."""
 
-import json
-import pathlib
-
 # No /dev/shm and no other tmpfs: each costs CRIU a `tar` in the dump and one in the restore.
 MOUNTS = (
     ("/proc", "proc", "nosuid noexec nodev"),
@@ -40,9 +37,3 @@ def config(root, command, network, cgroup):
         },
     }
 
-
-def write(bundle, root, command, network, cgroup):
-    bundle = pathlib.Path(bundle)
-    bundle.mkdir(parents=True, exist_ok=True)
-    with open(bundle / "config.json", "w", encoding="utf-8") as file:
-        json.dump(config(root, command, network, cgroup), file, indent=1)

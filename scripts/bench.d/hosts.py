@@ -5,10 +5,19 @@ import pathlib
 import re
 import subprocess
 import threading
+import time
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 LAB = str(TREE / "scripts" / "lab")
 LAB_DIR = pathlib.Path(os.environ["GODWIT_LAB_DIR"])
+# What a virtual machine does to tell and set its time, at a line each: as little as possible between the two.
+CLOCK = """
+import sys, time
+for line in sys.stdin:
+    if line.strip():
+        time.clock_settime(time.CLOCK_REALTIME, time.time() + float(line))
+    print(time.time(), flush=True)
+"""
 
 
 class Failed(Exception):
@@ -25,11 +34,31 @@ def mounts(kind):
                 yield pathlib.Path(fields[4]), rest[2].split(",")
 
 
+def fact(name, otherwise):
+    """What `scripts/lab up` has written down."""
+    try:
+        return (LAB_DIR / name).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return otherwise
+
+
+def backend():
+    return fact("backend", "netns")
+
+
+def slow():
+    """The factor by which the hosts are slower than this machine."""
+    return int(os.environ.get("GODWIT_SLOW") or fact("slow", "1"))
+
+
 class Host:
     def __init__(self, name):
         self.name = name
         self.cgroup = lab_cgroup() / name
-        self.memory = Memory(self, name != "client")
+        self.is_machine = backend() == "vm" and name != "client"
+        # What a virtual machine takes of this one's memory says nothing.
+        self.memory = Memory(self, name != "client" and not self.is_machine)
+        self.clock = None
 
     def spawn(self, *command, **options):
         """A process on this host; its memory is charged to it."""
@@ -37,8 +66,9 @@ class Host:
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
         return subprocess.Popen([*begin, LAB, "exec", self.name, *map(str, command)], text=True, **options)
 
-    def run(self, *command, timeout=300, check=True, **options):
+    def run(self, *command, timeout=None, check=True, **options):
         process = self.spawn(*command, **options)
+        timeout = (timeout or 300) * (slow() if self.is_machine else 1)
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -57,6 +87,35 @@ class Host:
 
     def script(self, text, *arguments, **options):
         return self.run("sh", "-ec", text, "sh", *arguments, **options)
+
+    def write(self, path, text):
+        self.script('mkdir -p "$(dirname "$1")"; printf %s "$2" >"$1"', path, text)
+
+    def fresh(self, directory):
+        self.script('rm -rf "$1"; mkdir -p "$1"', directory)
+
+    def size(self, directory):
+        """Bytes in the files beneath a directory."""
+        return sum(map(int, self.script('find "$1" -type f -printf "%s\\n"', directory).split()))
+
+    def set_clock(self):
+        """A machine of its own has a time of its own. To a millisecond or two it is ours after this."""
+        if not self.is_machine:
+            return
+        if not self.clock:
+            self.clock = self.spawn("python3", "-uc", CLOCK, stdin=subprocess.PIPE)
+        self.ask_clock("")
+        best = min((self.ask_clock("") for _ in range(20)), key=lambda answer: answer[0])
+        self.ask_clock(-best[1])
+
+    def ask_clock(self, change):
+        """How long the answer took, and by how much that clock was ahead of ours in the middle of that time."""
+        begin = time.time()
+        self.clock.stdin.write(f"{change}\n")
+        self.clock.stdin.flush()
+        told = float(self.clock.stdout.readline())
+        end = time.time()
+        return end - begin, told - (begin + end) / 2
 
     def cpu_seconds(self):
         text = (self.cgroup / "cpu.stat").read_text(encoding="utf-8")
@@ -181,6 +240,10 @@ class Lab:
 
     def both(self):
         return self.alpha, self.beta
+
+    def set_clocks(self):
+        for host in self.both():
+            host.set_clock()
 
     def cap(self, rate):
         """What each cable between the daemons carries: `1gbit`, or `full` for as much as it can."""

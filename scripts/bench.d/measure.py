@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import time
 
-from hosts import Failed
+from hosts import Failed, slow
 
 TOOL = "/bin/bench-tool"
 PORT = 7000
@@ -31,7 +31,7 @@ class Workload:
 
     def wait(self, seconds=60):
         """Until it answers: it listens when its memory is filled."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds * slow()
         while True:
             try:
                 self.ask("reset", timeout=10)
@@ -116,6 +116,7 @@ def wait_for_rest(lab, cell, limit=15.0):
 def run(lab, tool, subject, cell):
     """Starts a container, moves it, and returns what that was like."""
     pinger = None
+    lab.set_clocks()
     address = subject.start(cell)
     workload = Workload(lab, tool, address)
     try:

@@ -51,6 +51,7 @@ def machine_lines(machine, skipped):
         f" load at the start {machine['load_at_start'][0]}"
     )
     yield f"- {machine['started_at']}; {machine['runs']} runs each; memory that compresses {machine['data']}, THP {machine['thp']}"
+    yield f"- hosts: {machine['backend']}"
     yield f"- memory accounting: {machine['memory_accounting']}"
     for name, why in skipped.items():
         yield f"- {name} left out: {why}"

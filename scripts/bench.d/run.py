@@ -5,7 +5,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 
 import chart
 import extras
+import hosts
 import judge
 import measure
 import report
@@ -85,15 +85,16 @@ def machine(option, lab, places):
     """What the figures depend on."""
     return {
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "kernel": platform.release(),
+        "backend": hosts.backend() + (f", {hosts.fact('accel', '')}" if lab.alpha.is_machine else ""),
+        "kernel": lab.alpha.run("uname", "-r").strip(),
         "cores": os.cpu_count(),
         "processor": first_line_with("/proc/cpuinfo", r"^model name\s*:\s*(.*)$"),
         "virtual": command_output("systemd-detect-virt") or "unknown",
         "memory_mib": int(first_line_with("/proc/meminfo", r"^MemTotal:\s*(\d+)") or 0) // 1024,
         "load_at_start": [round(load, 2) for load in os.getloadavg()],
-        "soft_dirty": subjects.has_soft_dirty(),
-        "thp": first_line_with("/sys/kernel/mm/transparent_hugepage/enabled", r"\[(\w+)\]"),
-        "distribution": first_line_with("/etc/os-release", r'^PRETTY_NAME="(.*)"'),
+        "soft_dirty": subjects.trackers(lab).get("soft-dirty", "") is None,
+        "thp": first_line_with_text(lab.alpha.run("cat", "/sys/kernel/mm/transparent_hugepage/enabled"), r"\[(\w+)\]"),
+        "distribution": first_line_with_text(lab.alpha.run("cat", "/etc/os-release"), r'^PRETTY_NAME="(.*)"'),
         "godwit": lab.alpha.run("godwit", "--version").strip(),
         "commit": command_output("git", "-C", str(TREE), "describe", "--always", "--dirty", "--exclude", "*"),
         "criu": first_line_with_text(lab.alpha.run("criu", "--version"), r"^Version: (.*)$"),

@@ -1,9 +1,6 @@
 """What is measured: Godwit by each of its trackers, what others use today, and CRIU's own floor."""
 
 import json
-import pathlib
-import shutil
-import struct
 import subprocess
 
 import bundle
@@ -118,12 +115,10 @@ def migrate(lab, name, *arguments):
     }
 
 
-def criu_errors(directory):
+def criu_errors(host, directory):
     """What CRIU says went wrong, without what it only tried."""
-    lines = []
-    for log in sorted(pathlib.Path(directory).glob("*.log")):
-        text = log.read_text(encoding="utf-8", errors="replace")
-        lines += [line for line in text.splitlines() if "Error (" in line and "RLIMIT_NOFILE" not in line]
+    text = host.script('cat "$1"/*.log 2>/dev/null', directory, check=False)
+    lines = [line for line in text.splitlines() if "Error (" in line and "RLIMIT_NOFILE" not in line]
     return "; ".join(lines[:3])
 
 
@@ -148,9 +143,9 @@ class Peer(Subject):
 
     def start(self, cell):
         fresh_network(self.lab.alpha, self.places)
-        shutil.rmtree(self.images, ignore_errors=True)
-        self.images.mkdir()
-        bundle.write(self.bundle, self.places.root, measure.serve(cell), NETNS, "/bench")
+        self.lab.alpha.fresh(self.images)
+        config = bundle.config(self.places.root, measure.serve(cell), NETNS, "/bench")
+        self.lab.alpha.write(self.bundle / "config.json", json.dumps(config, indent=1))
         self.lab.alpha.script(self.environment() + f"cd {self.bundle}; {self.program} run -d bench >/dev/null 2>&1")
         return ADDRESS
 
@@ -164,22 +159,23 @@ class Peer(Subject):
                 + f"exec {self.program} restore -d {arguments} --bundle {self.bundle} bench >/dev/null 2>&1"
             )
         except Failed as error:
-            raise Failed(f"{self.program}: {criu_errors(self.images) or error}") from None
-        return {"wire_bytes": size(self.images)}
+            raise Failed(f"{self.program}: {criu_errors(self.lab.alpha, self.images) or error}") from None
+        return {"wire_bytes": self.lab.alpha.size(self.images)}
 
     def stop(self):
         self.lab.alpha.script(self.environment() + f"{self.program} delete --force bench", check=False)
-        shutil.rmtree(self.images, ignore_errors=True)
-
-
-def size(directory):
-    return sum(file.stat().st_size for file in pathlib.Path(directory).rglob("*") if file.is_file())
+        self.lab.alpha.script('rm -rf "$1"', self.images)
 
 
 class Lazy(Peer):
     """runc's post-copy: restored without memory on the other host, which it fetches as it is wanted."""
 
     one_host = False
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        if self.lab.alpha.is_machine:
+            self.missing = "both hosts would have to see the same images"
 
     def move(self, _):
         alpha, beta = self.lab.both()
@@ -196,10 +192,10 @@ class Lazy(Peer):
         ready = dump.stdout.read(1) == "\0"
         _, told = restore.communicate("go\n" if ready else "", timeout=120)
         if not ready or restore.returncode != 0:
-            why = criu_errors(self.images) or told or dump.stderr.read()
+            why = criu_errors(alpha, self.images) or told or dump.stderr.read()
             raise Failed(f"{self.program}, {'restore' if ready else 'checkpoint'}: {why[-300:]}")
         dump.communicate(timeout=60)
-        return {"wire_bytes": size(self.images) + self.lab.wire.bytes() - wire}
+        return {"wire_bytes": alpha.size(self.images) + self.lab.wire.bytes() - wire}
 
     def restore(self, common):
         return f"""
@@ -238,8 +234,7 @@ class Floor(Subject):
 
     def start(self, cell):
         fresh_network(self.lab.alpha, self.places)
-        shutil.rmtree(self.images, ignore_errors=True)
-        self.images.mkdir()
+        self.lab.alpha.fresh(self.images)
         tool, root = self.places.tool, self.places.root
         command = f"{tool} contain --root {root} --netns {NETNS} -- {measure.TOOL} serve --port {measure.PORT}"
         self.pid = self.lab.alpha.script(command).strip()
@@ -258,45 +253,28 @@ class Floor(Subject):
             """,
             stderr=None,
         )
-        self.pid = (self.images / "pid").read_text(encoding="utf-8").strip()
-        return {"wire_bytes": size(self.images), "out": out}
+        self.pid = self.lab.alpha.run("cat", self.images / "pid").strip()
+        return {"wire_bytes": self.lab.alpha.size(self.images), "out": out}
 
     def stop(self):
         if self.pid:
             self.lab.alpha.script(f"kill -9 {self.pid}", check=False)
         self.pid = None
-        shutil.rmtree(self.images, ignore_errors=True)
+        self.lab.alpha.script('rm -rf "$1"', self.images)
 
 
-def has_soft_dirty():
-    """Whether this kernel notes writes in the page table: what is not written after a clear is not dirty."""
-    import ctypes
-    import mmap
-
-    area = mmap.mmap(-1, 4096)
-    at = ctypes.addressof(ctypes.c_char.from_buffer(area))
-
-    def dirty():
-        with open("/proc/self/pagemap", "rb") as file:
-            file.seek(at // 4096 * 8)
-            return struct.unpack("<Q", file.read(8))[0] >> 55 & 1
-
-    area[0] = 1
-    with open("/proc/self/clear_refs", "w", encoding="utf-8") as file:
-        file.write("4")
-    clean = not dirty()
-    area[0] = 2
-    return clean and bool(dirty())
+def trackers(lab):
+    """What `godwit host check` says of each tracker: None where it can be used, else why not."""
+    facts = last_json(lab.alpha.run("godwit", "host", "check", "--format", "json", check=False))
+    return {offer["kind"]: None if offer["usable"] else offer["why"] for offer in facts["trackers"]}
 
 
 def godwit_subjects(lab, places):
-    """A subject per tracker; one for all while the command line cannot choose."""
-    help_text = lab.alpha.run("godwit", "migrate", "--help")
-    if "--tracker" not in help_text:
-        return [Godwit("godwit", lab, places)]
-    subjects = [Godwit(f"godwit-{name}", lab, places, ("--tracker", name)) for name in ("soft-dirty", "uffd-wp", "hash")]
-    if not has_soft_dirty():
-        subjects[0].missing = "this kernel has no soft-dirty bits"
+    """A subject per tracker."""
+    subjects = []
+    for name, missing in trackers(lab).items():
+        subjects.append(Godwit(f"godwit-{name}", lab, places, ("--tracker", name)))
+        subjects[-1].missing = missing
     return subjects
 
 

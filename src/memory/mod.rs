@@ -44,6 +44,6 @@ pub use sink::{DumpSink, PreDumpSink, PreDumped};
 pub use space::{Entry, PageFlags, Space};
 pub use store::{Complete, PageStore, StoredSpace};
 pub use tracker::{
-    HashTracker, OwnedRange, OwnedSpace, Residual, RoundStats, Seen, SentPages, Target, Tracker,
-    UffdWpTracker,
+    HashTracker, OwnedRange, OwnedSpace, Residual, RoundStats, Seen, SentPages, SoftDirtyTracker,
+    Target, Tracker, UffdWpTracker,
 };

@@ -4,6 +4,17 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 const KCMP_FILE: i32 = 0;
+const KCMP_VM: i32 = 1;
+
+/// Whether two processes have the same memory, as after `vfork`.
+pub fn same_memory(one: i32, other: i32) -> io::Result<bool> {
+    // SAFETY: numbers alone.
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
+    if order < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(order == 0)
+}
 
 /// Whether descriptor `number` of process `pid` is the same open file as `ours`.
 pub fn same_file(pid: i32, number: i32, ours: BorrowedFd<'_>) -> io::Result<bool> {
@@ -30,6 +41,21 @@ mod test {
     use super::*;
     use std::fs::File;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn another_process_has_memory_of_its_own() {
+        let own = std::process::id().cast_signed();
+        let mut child = std::process::Command::new("sleep")
+            .arg("10")
+            .spawn()
+            .unwrap();
+        let other = child.id().cast_signed();
+        assert!(same_memory(own, own).unwrap());
+        assert!(!same_memory(own, other).unwrap());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(same_memory(own, other).is_err());
+    }
 
     #[test]
     fn a_duplicate_is_the_same_file_and_another_is_not() {

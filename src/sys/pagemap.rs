@@ -161,8 +161,8 @@ pub type EachRun<'a> = dyn FnMut(Run) + 'a;
 
 /// Calls `each` with the runs of pages in `range` that `query` asks for, ascending.
 ///
-/// A kernel without scans is asked entry by entry, which cannot tell the kernel's page of zeros from others, knows
-/// nothing about tracking, and protects nothing.
+/// A kernel without scans, or whose scans do not know soft-dirty pages, is asked entry by entry, which cannot tell the
+/// kernel's page of zeros from others, knows nothing about tracking, and protects nothing.
 pub fn pages(
     pagemap: &File,
     range: Range<u64>,
@@ -171,6 +171,9 @@ pub fn pages(
 ) -> io::Result<()> {
     let mut start = range.start;
     let mut regions = [Region::default(); REGIONS];
+    if query.tell.contains(Categories::SOFT_DIRTY) && !knows(Categories::SOFT_DIRTY) {
+        return read_entries(pagemap, range, query, each);
+    }
     while start < range.end {
         match scan(pagemap, start..range.end, known(query), &mut regions) {
             Ok((found, reached)) => {
@@ -282,6 +285,20 @@ fn read_entries(
     Ok(())
 }
 
+/// The frame that a page is in, if it is in memory and not soft-dirty. None, too, where frames are hidden from us: that
+/// takes CAP_SYS_ADMIN.
+pub fn clean_frame(pagemap: &File, vaddr: u64) -> io::Result<Option<u64>> {
+    let mut entry = [0; 8];
+    if pagemap.read_at(&mut entry, vaddr / PAGE * 8)? < entry.len() {
+        return Ok(None);
+    }
+    let entry = u64::from_ne_bytes(entry);
+    let known = entry_categories(entry);
+    let frame = entry & ((1 << 55) - 1);
+    let clean = known.contains(Categories::PRESENT) && !known.contains(Categories::SOFT_DIRTY);
+    Ok((clean && frame != 0).then_some(frame))
+}
+
 /// What an entry tells (Documentation/admin-guide/mm/pagemap.rst).
 fn entry_categories(entry: u64) -> Categories {
     let bit = |number: u64, category: Categories| Categories((entry >> number & 1) * category.0);
@@ -296,8 +313,7 @@ fn entry_categories(entry: u64) -> Categories {
 
 /// Makes every page of a process not soft-dirty (4 in `clear_refs`).
 ///
-/// # Errors
-/// `InvalidInput` (EINVAL) where the kernel has no soft-dirty bits.
+/// A kernel without soft-dirty bits does nothing, and does not say so.
 pub fn clear_soft_dirty(pid: i32) -> io::Result<()> {
     let mut file = OpenOptions::new()
         .write(true)

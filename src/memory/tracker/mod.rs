@@ -29,6 +29,8 @@ mod read;
 mod residual;
 mod segment;
 mod sent;
+mod since;
+mod soft_dirty;
 mod task;
 mod uffd_wp;
 mod watch;
@@ -37,6 +39,7 @@ pub use hash::HashTracker;
 pub use offered::{choose, offered};
 pub use residual::{OwnedRange, OwnedSpace, Residual};
 pub use sent::{Seen, SentPages};
+pub use soft_dirty::SoftDirtyTracker;
 pub use uffd_wp::UffdWpTracker;
 
 use super::{MemoryError, Sender};

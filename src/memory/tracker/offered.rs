@@ -2,9 +2,10 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::LazyLock;
 
 use super::inject::Refusal;
-use super::{HashTracker, Tracker, UffdWpTracker};
+use super::{HashTracker, SoftDirtyTracker, Tracker, UffdWpTracker};
 use crate::model::{TrackerChoice, TrackerOffer};
 use crate::sys::pagemap::{self, Categories, Query};
 use crate::sys::userfaultfd::{
@@ -13,13 +14,14 @@ use crate::sys::userfaultfd::{
 
 /// The trackers, best first, and whether this kernel has what each needs, and why not.
 pub fn offered() -> Vec<TrackerOffer> {
-    let offer = |kind, tried: Result<&str, Missing>| TrackerOffer {
+    let offer = |kind, tried: Result<&str, &Missing>| TrackerOffer {
         kind,
         usable: tried.is_ok(),
         why: tried.map_or_else(|missing| missing.to_string(), str::to_owned),
     };
     vec![
-        offer(TrackerChoice::UffdWp, try_uffd_wp()),
+        offer(TrackerChoice::UffdWp, try_uffd_wp().as_ref().copied()),
+        offer(TrackerChoice::SoftDirty, has_soft_dirty()),
         offer(
             TrackerChoice::Hash,
             Ok("all memory is read and compared in each round"),
@@ -32,7 +34,9 @@ pub fn offered() -> Vec<TrackerOffer> {
 pub fn choose(kind: TrackerChoice) -> Box<dyn Tracker> {
     match kind {
         TrackerChoice::UffdWp => Box::new(UffdWpTracker::new()),
+        TrackerChoice::SoftDirty if has_soft_dirty().is_ok() => Box::new(SoftDirtyTracker::new()),
         TrackerChoice::Auto if try_uffd_wp().is_ok() => Box::new(UffdWpTracker::new()),
+        TrackerChoice::Auto if has_soft_dirty().is_ok() => Box::new(SoftDirtyTracker::new()),
         _ => Box::new(HashTracker::new()),
     }
 }
@@ -48,6 +52,60 @@ enum Missing {
     Asynchronous { source: io::Error },
     #[error("a write to a protected page was not found: {source}")]
     Scan { source: io::Error },
+    #[error(
+        "this kernel does not tell which pages were written (it is built without CONFIG_MEM_SOFT_DIRTY)"
+    )]
+    SoftDirty,
+    #[error("soft-dirty bits cannot be cleared and read: {source}")]
+    SoftDirtyFile { source: io::Error },
+    #[error("page frames are hidden from Godwit, which needs CAP_SYS_ADMIN to see them")]
+    Frames,
+}
+
+/// Tried once: a clear while another is being tried would make that fail.
+fn has_soft_dirty() -> Result<&'static str, &'static Missing> {
+    static TRIED: LazyLock<Result<&str, Missing>> = LazyLock::new(try_soft_dirty);
+    TRIED.as_ref().copied()
+}
+
+fn try_soft_dirty() -> Result<&'static str, Missing> {
+    let file = |source| Missing::SoftDirtyFile { source };
+    // A mapping that grows counts as dirty as a whole, and other threads may make ours grow: more than once, then.
+    let mut tries = (0..8).map(|_| notices_a_write().map_err(file));
+    let found = tries.find(|tried| !matches!(tried, Ok((false, _))));
+    match found.transpose()? {
+        Some((_, Some(_))) => {
+            Ok("writes are found by soft-dirty bits, without a pause; they are cleared seldom")
+        }
+        Some((_, None)) => Err(Missing::Frames),
+        None => Err(Missing::SoftDirty),
+    }
+}
+
+/// Whether a page of our own is clean after a clear and dirty after a write, and the frame it is in.
+fn notices_a_write() -> io::Result<(bool, Option<u64>)> {
+    let page = crate::model::PAGE_SIZE;
+    let mut memory = vec![1u8; 64 * page as usize];
+    let base = memory.as_ptr().addr() as u64;
+    let first = base.next_multiple_of(page);
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let is_dirty = || {
+        let query = Query {
+            tell: Categories::SOFT_DIRTY,
+            ..pagemap::OWN
+        };
+        let mut dirty = false;
+        pagemap::pages(&pagemap, first..first + page, query, &mut |run| {
+            dirty |= run.categories.contains(Categories::SOFT_DIRTY);
+        })?;
+        io::Result::Ok(dirty)
+    };
+    pagemap::clear_soft_dirty(std::process::id().cast_signed())?;
+    let before = is_dirty()?;
+    let frame = pagemap::clean_frame(&pagemap, first)?;
+    memory[(first - base) as usize] = 2;
+    std::hint::black_box(&memory);
+    Ok((!before && is_dirty()?, frame))
 }
 
 fn try_uffd_wp() -> Result<&'static str, Missing> {

@@ -91,6 +91,18 @@ impl Task {
         Ok(runs)
     }
 
+    /// The frame that a page is in, if it is in memory and not soft-dirty.
+    pub fn clean_frame(&self, vaddr: u64) -> Result<Option<u64>, MemoryError> {
+        let frame = alive(pagemap::clean_frame(&self.pagemap, vaddr));
+        frame
+            .map(Option::flatten)
+            .map_err(|source| MemoryError::Task {
+                operation: "read the page table",
+                pid: self.pid,
+                source,
+            })
+    }
+
     /// What only `smaps` tells, which costs a walk through all page tables: only where it may tell something.
     pub fn special(&self, always: bool) -> Result<Vec<(Range<u64>, Special)>, MemoryError> {
         let of = |name: &str| format!("/proc/{}/{name}", self.pid);

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -17,12 +17,15 @@ use crate::model::{Bytes, Compress, PAGE_SIZE};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
-/// A workload of `tests/workload`, compiled.
+/// A workload of `tests/workload`, compiled; where there is no compiler, somebody has done so (GODWIT_WORKLOADS).
 pub(super) fn workload(name: &str) -> PathBuf {
+    if let Some(built) = std::env::var_os("GODWIT_WORKLOADS") {
+        return Path::new(&built).join(name);
+    }
     static BUILT: OnceLock<tempfile::TempDir> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["memory", "calls"] {
+        for name in ["memory", "calls", "moved"] {
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workload");
             let built = Command::new("cc")
                 .args(["-O1", "-pthread", "-o"])
@@ -412,18 +415,63 @@ fn every_page_of_a_changing_workload_arrives_by_content_hash() {
 #[test]
 fn every_page_of_a_changing_workload_arrives_by_write_protection() {
     if can_run("write protection", TrackerChoice::UffdWp) {
-        let end = Instant::now() + Duration::from_secs(6);
-        let seeds = std::env::var("GODWIT_SEEDS").ok();
-        let seeds = seeds.map_or(1..200, |seeds| {
-            let (from, to) = seeds.split_once("..").unwrap();
-            from.parse().unwrap()..to.parse().unwrap()
-        });
-        for seed in seeds {
-            let mut tracker = UffdWpTracker::new();
-            migrate(&mut tracker, seed, 4);
-            if Instant::now() > end && std::env::var_os("GODWIT_SEEDS").is_none() {
-                break;
-            }
+        many_seeds(TrackerChoice::UffdWp);
+    }
+}
+
+#[test]
+fn every_page_of_a_changing_workload_arrives_by_soft_dirty_bits() {
+    if can_run("soft-dirty bits", TrackerChoice::SoftDirty) {
+        many_seeds(TrackerChoice::SoftDirty);
+    }
+}
+
+/// For some seconds, or all of GODWIT_SEEDS (`1..200`).
+fn many_seeds(kind: TrackerChoice) {
+    let end = Instant::now() + Duration::from_secs(6);
+    let seeds = std::env::var("GODWIT_SEEDS").ok();
+    let seeds = seeds.map_or(1..200, |seeds| {
+        let (from, to) = seeds.split_once("..").unwrap();
+        from.parse().unwrap()..to.parse().unwrap()
+    });
+    for seed in seeds {
+        migrate(&mut *choose(kind), seed, 4);
+        if Instant::now() > end && std::env::var_os("GODWIT_SEEDS").is_none() {
+            break;
         }
+    }
+}
+
+#[test]
+fn page_tables_that_were_moved_are_noticed() {
+    for kind in [
+        TrackerChoice::Hash,
+        TrackerChoice::UffdWp,
+        TrackerChoice::SoftDirty,
+    ] {
+        if !can_run(&format!("moved page tables, {kind}"), kind) {
+            continue;
+        }
+        let mut tracker = choose(kind);
+        let mut world = World::start(&workload("moved"), &[]);
+        let destination = Destination::new();
+        for turn in 0..4 {
+            let (stats, _) = destination.receive(|s| tracker.round(&world.targets(), s));
+            assert_ne!(stats.changed, Pages(0), "{kind}, turn {turn}");
+            world
+                .child
+                .stdin
+                .as_mut()
+                .unwrap()
+                .write_all(b"go\n")
+                .unwrap();
+            let mut line = String::new();
+            world.said.read_line(&mut line).unwrap();
+            assert_eq!(line, "moved\n");
+        }
+        world.freeze(true);
+        let (residual, _) = destination.receive(|s| tracker.last(&world.targets(), s));
+        destination.receive(|s| residual.send(tracker.sent(), s));
+        verify(&world, &residual, tracker.sent(), &destination);
     }
 }
