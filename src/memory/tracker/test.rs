@@ -203,7 +203,7 @@ fn look(pid: i32) -> BTreeMap<u64, bool> {
                 .unwrap();
             let entry = u64::from_ne_bytes(entry);
             let own = entry >> 62 != 0 && entry >> 61 & 1 == 0 && entry >> 58 & 1 == 0;
-            let zero = entry >> 63 == 1 && entry & ((1 << 55) - 1) == zero_frame();
+            let zero = own && entry >> 63 == 1 && is_zero_frame(entry & ((1 << 55) - 1));
             if own && !zero {
                 let lazy = anonymous && !has("lo") && !has("dp") && !stacks.contains(&page);
                 found.insert(page, lazy);
@@ -213,21 +213,13 @@ fn look(pid: i32) -> BTreeMap<u64, bool> {
     found
 }
 
-/// The number of the kernel's frame of zeros.
-fn zero_frame() -> u64 {
-    static FRAME: OnceLock<u64> = OnceLock::new();
-    *FRAME.get_or_init(|| {
-        let memory = vec![0u8; 64 << 20];
-        let middle = &memory[32 << 20];
-        assert_eq!(std::hint::black_box(*middle), 0);
-        let address = std::ptr::from_ref(middle).addr() as u64;
-        let mut entry = [0; 8];
-        let pagemap = File::open("/proc/self/pagemap").unwrap();
-        pagemap
-            .read_exact_at(&mut entry, address / PAGE_SIZE * 8)
-            .unwrap();
-        u64::from_ne_bytes(entry) & ((1 << 55) - 1)
-    })
+/// Whether a frame is the kernel's frame of zeros, or one of its huge one: KPF_ZERO_PAGE.
+fn is_zero_frame(frame: u64) -> bool {
+    static FLAGS: OnceLock<File> = OnceLock::new();
+    let file = FLAGS.get_or_init(|| File::open("/proc/kpageflags").unwrap());
+    let mut flags = [0; 8];
+    file.read_exact_at(&mut flags, frame * 8).unwrap();
+    u64::from_ne_bytes(flags) >> 24 & 1 == 1
 }
 
 /// Compares what was listed and sent of frozen tasks with what they have.
