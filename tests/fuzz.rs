@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use godwit::migration::Link;
 use godwit::migration::codec::{
-    Chunk, CodecError, HEADER, Kind, MAX_PAYLOAD, header, is_plain, parse_header,
+    Chunk, CodecError, HEADER, Kind, MAX_PAYLOAD, Numbered, header, is_plain, parse_header, taken,
 };
 use godwit::migration::destination::greet;
 use godwit::migration::link::Inbound;
 use godwit::migration::message::{Message, Purpose, Summary, Verdict};
+use godwit::migration::stream::StreamToken;
 use godwit::model::{Finding, Generation, MigrationId, Phase};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -99,6 +100,34 @@ fn a_header_is_refused_or_is_within_its_limit() {
     assert!(taken > 0, "every header was refused: nothing was tested");
 }
 
+#[test]
+fn a_frame_of_pages_is_refused_or_has_its_number() {
+    let mut random = StdRng::seed_from_u64(5);
+    let until = Instant::now() + time();
+    let (mut numbered, mut confirmed) = (0, 0);
+    while Instant::now() < until {
+        let number: u64 = random.random();
+        let mut valid = number.to_le_bytes().to_vec();
+        valid.extend(vec![7; random.random_range(0..20) / 10 * 5]);
+        let wire = damage(&mut random, &valid);
+        match Numbered::decode(&wire) {
+            Ok(frame) => {
+                numbered += 1;
+                assert_eq!([&frame.number.to_le_bytes(), frame.batch].concat(), wire);
+            }
+            Err(_) => assert!(wire.len() < 8),
+        }
+        match taken(&wire) {
+            Ok(count) => {
+                confirmed += 1;
+                assert_eq!(count.to_le_bytes()[..], wire);
+            }
+            Err(_) => assert!(wire.len() != 8),
+        }
+    }
+    assert!(numbered > 0 && confirmed > 0, "nothing was tested");
+}
+
 #[tokio::test]
 async fn a_link_under_hostile_bytes_gives_messages_or_one_error() {
     let mut random = StdRng::seed_from_u64(3);
@@ -137,11 +166,15 @@ async fn a_greeting_under_hostile_bytes_is_answered_or_refused() {
     let mut greeted = 0;
     while Instant::now() < until {
         let (mut hostile, ours) = tokio::io::duplex(1 << 16);
+        let purpose = Purpose::Stream {
+            token: StreamToken::random(),
+            index: random.random(),
+        };
         let hello = Message::Hello {
             oldest: random.random_range(0..4),
             newest: random.random_range(0..4),
             migration: MigrationId(random.random()),
-            purpose: Purpose::Migrate,
+            purpose: [purpose, Purpose::Migrate][random.random_range(0..2)],
         };
         let payload = serde_json::to_vec(&hello).unwrap();
         let mut bytes = header(Kind::Control, &payload).unwrap().to_vec();
@@ -153,8 +186,8 @@ async fn a_greeting_under_hostile_bytes_is_answered_or_refused() {
         };
         hostile.write_all(&bytes).await.unwrap();
         hostile.shutdown().await.unwrap();
-        let mut link = Link::new(ours, CancellationToken::new());
-        let greeting = tokio::time::timeout(Duration::from_secs(5), greet(&mut link)).await;
+        let mut ours = ours;
+        let greeting = tokio::time::timeout(Duration::from_secs(5), greet(&mut ours)).await;
         greeted += usize::from(
             greeting
                 .expect("a greeting never waits for more than it was sent")
@@ -176,11 +209,15 @@ fn conversation(random: &mut StdRng) -> Vec<Message> {
         Message::StorageEnd,
         Message::RoundEnd {
             number: random.random(),
+            frames: random.random(),
         },
-        Message::DumpEnd(Summary {
-            images: vec![("a.img".into(), random.random())],
-            ..Summary::default()
-        }),
+        Message::DumpEnd {
+            frames: random.random(),
+            summary: Summary {
+                images: vec![("a.img".into(), random.random())],
+                ..Summary::default()
+            },
+        },
         Message::HandOver {
             generation: Generation(random.random()),
         },

@@ -19,6 +19,9 @@ pub const MAX_PAYLOAD: usize = (1 << 20) + (64 << 10);
 /// Longest payload of a control message, in bytes.
 pub const MAX_CONTROL: usize = 256 << 10;
 
+/// Length of a frame's number, in bytes.
+pub const NUMBER: usize = 8;
+
 /// What a payload is. Zero is never valid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -29,10 +32,13 @@ pub enum Kind {
     Image = 2,
     /// A file record of the overlay's upper layer.
     Storage = 3,
-    /// Pages of memory.
+    /// Pages of memory: a [`Numbered`] batch.
     Pages = 4,
     /// A piece of a CRIU image: see [`Chunk`].
     Dump = 5,
+    /// How many frames of this stream have been taken, 8 bytes, little-endian: from the destination, on streams of
+    /// pages alone.
+    Taken = 6,
 }
 
 /// One frame.
@@ -63,6 +69,9 @@ pub enum CodecError {
         /// The longest allowed.
         limit: usize,
     },
+    /// A frame that begins with a number, cut short in it.
+    #[error("a frame's number is malformed")]
+    Number,
     /// A chunk of a CRIU image that is cut short or has no plain file name.
     #[error("an image chunk is malformed: {what}")]
     Chunk {
@@ -79,15 +88,16 @@ impl Kind {
             3 => Some(Self::Storage),
             4 => Some(Self::Pages),
             5 => Some(Self::Dump),
+            6 => Some(Self::Taken),
             _ => None,
         }
     }
 
     fn limit(self) -> usize {
-        if self == Self::Control {
-            MAX_CONTROL
-        } else {
-            MAX_PAYLOAD
+        match self {
+            Self::Control => MAX_CONTROL,
+            Self::Taken => NUMBER,
+            _ => MAX_PAYLOAD,
         }
     }
 }
@@ -97,7 +107,14 @@ impl Kind {
 /// # Errors
 /// [`CodecError::TooLong`] for a payload that no peer would take.
 pub fn header(kind: Kind, payload: &[u8]) -> Result<[u8; HEADER], CodecError> {
-    let length = payload.len();
+    header_of(kind, payload.len())
+}
+
+/// The header of a frame with a payload of this length.
+///
+/// # Errors
+/// As [`header`].
+pub fn header_of(kind: Kind, length: usize) -> Result<[u8; HEADER], CodecError> {
     let limit = kind.limit();
     let wire = u32::try_from(length).ok().filter(|_| length <= limit);
     let wire = wire.ok_or(CodecError::TooLong {
@@ -129,6 +146,37 @@ pub fn parse_header(bytes: [u8; HEADER]) -> Result<(Kind, usize), CodecError> {
     } else {
         Ok((kind, length))
     }
+}
+
+/// Pages of memory and their number: all frames of pages of a migration are counted from 0, whichever stream they go by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbered<'a> {
+    /// Its number.
+    pub number: u64,
+    /// The batch of page frames.
+    pub batch: &'a [u8],
+}
+
+impl<'a> Numbered<'a> {
+    /// Out of the payload of a [`Kind::Pages`] frame.
+    ///
+    /// # Errors
+    /// For a payload cut short.
+    pub fn decode(payload: &'a [u8]) -> Result<Self, CodecError> {
+        let parts = payload.split_first_chunk::<NUMBER>();
+        let (number, batch) = parts.ok_or(CodecError::Number)?;
+        let number = u64::from_le_bytes(*number);
+        Ok(Self { number, batch })
+    }
+}
+
+/// How many frames have been taken, out of the payload of a [`Kind::Taken`] frame.
+///
+/// # Errors
+/// For a payload of another length.
+pub fn taken(payload: &[u8]) -> Result<u64, CodecError> {
+    let number = payload.try_into().map_err(|_| CodecError::Number)?;
+    Ok(u64::from_le_bytes(number))
 }
 
 /// A piece of a CRIU image file: `u16 length of the name, name, u64 offset, bytes`, little-endian.
@@ -219,7 +267,8 @@ mod test {
             assert!(parse_header(reserved).is_err());
         }
         assert!(parse_header([0; HEADER]).is_err());
-        assert!(parse_header([6, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(parse_header([7, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(header(Kind::Taken, &[0; NUMBER + 1]).is_err());
         assert!(parse_header([4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).is_err());
         assert!(header(Kind::Control, &vec![0; MAX_CONTROL + 1]).is_err());
         assert!(header(Kind::Pages, &vec![0; MAX_PAYLOAD]).is_ok());

@@ -1,26 +1,25 @@
 //! Frames over a byte stream, in both directions at once.
 //!
 //! A task of its own reads and one writes, so that receiving may be abandoned at any await without losing
-//! bytes, and threads that produce data can hand it over by blocking on a bounded queue.
+//! bytes, and threads that produce data can hand it over by blocking on a bounded queue. Pages may have streams of
+//! their own ([`super::stream`]).
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::io::{AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::codec::{self, Frame, HEADER, Kind};
+pub use super::bare::Duplex;
+use super::bare::{Wire, encode, read_frame, understand};
+use super::codec::{Frame, Kind};
 use super::error::{Cause, MigrationError};
 use super::message::Message;
-use super::pace::Pace;
+use super::stream::{Page, Queue};
 use crate::model::{Bytes, Phase, Rate};
-
-/// A byte stream to another host: TLS in production, a pipe in memory in tests.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Duplex for T {}
 
 /// Frames waiting to be written or taken: about 16 MiB at most in each direction.
 const QUEUE: usize = 16;
@@ -37,9 +36,26 @@ pub enum Inbound {
 /// The sending half: may be cloned and used from threads.
 #[derive(Debug, Clone)]
 pub struct Outbox {
-    queue: mpsc::Sender<Frame>,
+    queue: mpsc::Sender<Outgoing>,
     cancel: CancellationToken,
-    written: Arc<AtomicU64>,
+    wire: Arc<Wire>,
+    pages: Arc<PagesOut>,
+}
+
+/// The frames of pages of a migration, counted, and the streams they go by where there are any.
+#[derive(Debug, Default)]
+struct PagesOut {
+    count: AtomicU64,
+    streams: OnceLock<Arc<Queue>>,
+}
+
+/// A frame that waits to be written.
+#[derive(Debug)]
+struct Outgoing {
+    kind: Kind,
+    /// Pages have one.
+    number: Option<u64>,
+    payload: Vec<u8>,
 }
 
 /// Why a frame could not be handed over.
@@ -62,8 +78,18 @@ impl Outbox {
         if self.cancel.is_cancelled() {
             return Err(OutboxError::Cancelled);
         }
+        let pages = kind == Kind::Pages;
+        let number = pages.then(|| self.pages.count.fetch_add(1, Ordering::Relaxed));
+        if let (Some(number), Some(streams)) = (number, self.pages.streams.get()) {
+            return streams.push(Page { number, payload }, &self.cancel);
+        }
+        let frame = Outgoing {
+            kind,
+            number,
+            payload,
+        };
         self.queue
-            .blocking_send(Frame { kind, payload })
+            .blocking_send(frame)
             .map_err(|_| OutboxError::Lost)
     }
 
@@ -88,17 +114,46 @@ impl Outbox {
             .map_err(|_| OutboxError::Lost)
     }
 
-    /// Bytes written so far, headers included.
+    /// Bytes written so far, headers included, over all streams.
     pub fn written(&self) -> Bytes {
-        Bytes(self.written.load(Ordering::Relaxed))
+        self.wire.written()
+    }
+
+    /// Frames of pages that were handed over so far: what a destination must have taken when it hears of it.
+    pub fn pages(&self) -> u64 {
+        self.pages.count.load(Ordering::Relaxed)
+    }
+
+    /// From now on at most so many bytes per second are written, all streams together.
+    pub fn set_bandwidth(&self, rate: Option<Rate>) {
+        self.wire.set_rate(rate);
+    }
+
+    /// From now on pages go by these streams.
+    pub(super) fn use_streams(&self, queue: Arc<Queue>) {
+        // Asked for once, before the first page.
+        self.pages.streams.set(queue).ok();
+    }
+
+    /// What all connections of this migration share.
+    pub(super) fn wire(&self) -> &Arc<Wire> {
+        &self.wire
+    }
+
+    /// Waits until pages cannot be sent any more because every stream is lost.
+    pub(super) async fn streams_lost(&self) {
+        match self.pages.streams.get() {
+            Some(streams) => streams.lost().await,
+            None => std::future::pending().await,
+        }
     }
 }
 
-fn control(message: &Message) -> Frame {
-    // Messages are values of a closed set with string keys: JSON cannot fail on them.
-    Frame {
+fn control(message: &Message) -> Outgoing {
+    Outgoing {
         kind: Kind::Control,
-        payload: serde_json::to_vec(message).unwrap_or_default(),
+        number: None,
+        payload: encode(message),
     }
 }
 
@@ -114,23 +169,19 @@ pub struct Link {
 impl Link {
     /// Takes a stream over. Data is refused by [`Outbox::send`] once `cancel` is cancelled.
     pub fn new(stream: impl Duplex, cancel: CancellationToken) -> Self {
-        Self::paced(stream, cancel, None)
-    }
-
-    /// The same; no more than so much goes out per second, whatever it is.
-    pub fn paced(stream: impl Duplex, cancel: CancellationToken, rate: Option<Rate>) -> Self {
         let (read, write) = tokio::io::split(stream);
         let (in_tx, inbox) = mpsc::channel(QUEUE);
         let (queue, out_rx) = mpsc::channel(QUEUE);
-        let written = Arc::new(AtomicU64::new(0));
+        let wire = Arc::new(Wire::default());
         let reader = tokio::spawn(read_all(read, in_tx));
-        let writer = tokio::spawn(write_all(write, out_rx, written.clone(), Pace::new(rate)));
+        let writer = tokio::spawn(write_all(write, out_rx, Arc::clone(&wire)));
         Self {
             inbox,
             outbox: Outbox {
                 queue,
                 cancel,
-                written,
+                wire,
+                pages: Arc::default(),
             },
             reader,
             writer,
@@ -233,47 +284,23 @@ async fn read_all<S: Duplex>(
 }
 
 async fn read_one<S: Duplex>(stream: &mut ReadHalf<S>) -> Result<Inbound, MigrationError> {
-    // The phase is filled in by who waits; a reader does not know it.
-    let lost = |source| MigrationError::LinkLost {
-        phase: Phase::Negotiate,
-        source: Some(source),
-    };
-    let mut header = [0; HEADER];
-    stream.read_exact(&mut header).await.map_err(lost)?;
-    let (kind, length) =
-        codec::parse_header(header).map_err(|source| MigrationError::Codec { source })?;
-    let mut payload = vec![0; length];
-    stream.read_exact(&mut payload).await.map_err(lost)?;
-    if kind != Kind::Control {
-        return Ok(Inbound::Data(Frame { kind, payload }));
-    }
-    match serde_json::from_slice(&payload) {
-        Ok(message) => Ok(Inbound::Message(message)),
-        Err(error) => {
-            let what = format!("a message that cannot be understood ({error})");
-            Err(MigrationError::Unexpected {
-                what,
-                phase: Phase::Negotiate,
-            })
-        }
+    let mut payload = Vec::new();
+    let kind = read_frame(stream, &mut payload).await?;
+    if kind == Kind::Control {
+        understand(&payload).map(Inbound::Message)
+    } else {
+        Ok(Inbound::Data(Frame { kind, payload }))
     }
 }
 
 async fn write_all<S: Duplex>(
     mut stream: WriteHalf<S>,
-    mut queue: mpsc::Receiver<Frame>,
-    written: Arc<AtomicU64>,
-    mut pace: Pace,
+    mut queue: mpsc::Receiver<Outgoing>,
+    wire: Arc<Wire>,
 ) -> io::Result<()> {
     while let Some(frame) = queue.recv().await {
-        let header = codec::header(frame.kind, &frame.payload).map_err(io::Error::other)?;
-        pace.take(HEADER).await;
-        stream.write_all(&header).await?;
-        for piece in frame.payload.chunks(pace.piece()) {
-            pace.take(piece.len()).await;
-            stream.write_all(piece).await?;
-        }
-        written.fetch_add((HEADER + frame.payload.len()) as u64, Ordering::Relaxed);
+        wire.write(&mut stream, frame.kind, frame.number, &frame.payload)
+            .await?;
         if queue.is_empty() {
             stream.flush().await?;
         }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::stream::{StreamOffer, StreamToken};
 use crate::model::{
     Bytes, ContainerSpec, Finding, Generation, HostFacts, MigrationId, Neighbour, Pages,
     RestoreChoice, Side, Span, Spans, Step,
@@ -48,6 +49,9 @@ pub enum Message {
         /// How its memory will come back.
         #[serde(default)]
         restore: RestoreChoice,
+        /// How pages may come by streams of their own.
+        #[serde(default)]
+        streams: Option<StreamOffer>,
         /// Remarks that do not prevent the migration.
         findings: Vec<Finding>,
     },
@@ -59,6 +63,8 @@ pub enum Message {
     RoundEnd {
         /// Its number.
         number: u32,
+        /// How many frames of pages there were since the migration began, over all streams.
+        frames: u64,
     },
     /// All pages of this round are in the page store.
     RoundAck {
@@ -68,7 +74,12 @@ pub enum Message {
     /// The container is frozen: what follows is the blackout.
     Frozen,
     /// CRIU has told everything; the images and pages are complete.
-    DumpEnd(Summary),
+    DumpEnd {
+        /// How many frames of pages there were since the migration began, over all streams.
+        frames: u64,
+        /// What everything is to be checked against.
+        summary: Summary,
+    },
     /// The files are as the frozen container left them.
     ResidualEnd,
     /// The destination is alive and working.
@@ -163,6 +174,13 @@ pub enum Purpose {
     AskVerdict,
     /// A source that has handed over asks its destination what became of the container.
     AskFate,
+    /// Take pages of a migration that another connection has begun.
+    Stream {
+        /// What that connection was told.
+        token: StreamToken,
+        /// Which of the streams: a new one of the same index replaces the old.
+        index: u8,
+    },
 }
 
 /// A source's answer to its destination.
@@ -278,10 +296,13 @@ mod test {
                 generation: Generation(4),
             }),
             Message::Fate(Fate::Discarded),
-            Message::DumpEnd(Summary {
-                images: vec![("a.img".into(), 3)],
-                ..Summary::default()
-            }),
+            Message::DumpEnd {
+                frames: 7,
+                summary: Summary {
+                    images: vec![("a.img".into(), 3)],
+                    ..Summary::default()
+                },
+            },
         ] {
             let json = serde_json::to_vec(&message).unwrap();
             assert_eq!(serde_json::from_slice::<Message>(&json).unwrap(), message);

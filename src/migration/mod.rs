@@ -43,6 +43,7 @@
 //! *Discarded* is a durable statement that the destination never ran this copy and never will; it is the
 //! only word on which a source resumes after its handover.
 
+mod bare;
 pub mod codec;
 pub mod conclude;
 pub mod destination;
@@ -59,6 +60,7 @@ pub mod policy;
 pub mod preflight;
 mod record;
 pub mod source;
+pub mod stream;
 
 pub use error::{Cause, MigrationError};
 pub use hook::{Hook, NoHook};

@@ -4,6 +4,7 @@
 //! still do is in its type: [`Movable`] runs; [`Held`] is frozen and *resumes when dropped*; [`HandedOver`]
 //! is frozen and can only be settled, or resumed on the destination's durable word that it never ran.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::model::{Finding, Generation, Pages, RestoreChoice, Step, TrackerChoice};
@@ -12,6 +13,7 @@ use super::codec::Frame;
 use super::error::Cause;
 use super::link::Outbox;
 use super::message::{Offer, Summary};
+use super::stream::TakePages;
 
 /// What a pre-copy round did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -140,7 +142,11 @@ pub trait Arriving: Send + 'static {
         RestoreChoice::Eager
     }
 
-    /// Takes a frame of data.
+    /// What takes the frames of pages, from several threads at once. All of them are here, and nobody uses it any more,
+    /// when [`Self::restore`] or [`Self::discard`] is called.
+    fn pages(&self) -> Result<Arc<dyn TakePages>, Cause>;
+
+    /// Takes a frame of data, but for pages.
     fn take(&mut self, frame: Frame) -> Result<(), Cause>;
 
     /// All files of the image are here.

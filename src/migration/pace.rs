@@ -1,5 +1,6 @@
-//! At most so many bytes per second.
+//! At most so many bytes per second, all connections of a migration together.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::model::Rate;
@@ -12,44 +13,55 @@ const LONGEST: usize = 64 << 10;
 const PIECE: f64 = 0.01;
 
 /// A token bucket that holds next to nothing: in any second no more goes out than the rate, a piece, and [`SLACK`].
-#[derive(Debug)]
-pub struct Pace {
+#[derive(Debug, Default)]
+pub struct Pace(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
     rate: Option<Rate>,
     /// When everything that was let go is out at this rate.
     free: Option<Instant>,
 }
 
 impl Pace {
-    /// At this rate; none: as fast as it goes.
-    pub fn new(rate: Option<Rate>) -> Self {
-        let rate = rate.filter(|rate| rate.0 > 0);
-        Self { rate, free: None }
+    /// From now on at this rate; none: as fast as it goes.
+    pub fn set(&self, rate: Option<Rate>) {
+        self.state().rate = rate.filter(|rate| rate.0 > 0);
     }
 
-    /// How many bytes may be let go at once.
-    pub fn piece(&self) -> usize {
-        self.rate.map_or(usize::MAX, |rate| {
-            ((rate.0 as f64 * PIECE) as usize).clamp(512, LONGEST)
-        })
+    /// How many bytes may be let go at once; none: any number.
+    pub fn piece(&self) -> Option<usize> {
+        let rate = self.state().rate?;
+        Some(((rate.0 as f64 * PIECE) as usize).clamp(512, LONGEST))
     }
 
     /// Waits until so many bytes may go.
-    pub async fn take(&mut self, bytes: usize) {
+    pub async fn take(&self, bytes: usize) {
         let wait = self.reserve(bytes, Instant::now());
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
         }
     }
 
+    /// Counts bytes that do not wait: words between the hosts, of which there are few.
+    pub fn spend(&self, bytes: usize) {
+        self.reserve(bytes, Instant::now());
+    }
+
     /// How long so many bytes must wait.
-    fn reserve(&mut self, bytes: usize, now: Instant) -> Duration {
-        let Some(rate) = self.rate else {
+    fn reserve(&self, bytes: usize, now: Instant) -> Duration {
+        let mut state = self.state();
+        let Some(rate) = state.rate else {
             return Duration::ZERO;
         };
         let earliest = now.checked_sub(SLACK).unwrap_or(now);
-        let begin = self.free.map_or(now, |free| free.max(earliest));
-        self.free = Some(begin + Duration::from_secs_f64(bytes as f64 / rate.0 as f64));
+        let begin = state.free.map_or(now, |free| free.max(earliest));
+        state.free = Some(begin + Duration::from_secs_f64(bytes as f64 / rate.0 as f64));
         begin.saturating_duration_since(now)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -59,8 +71,9 @@ mod test {
 
     #[test]
     fn no_second_has_more_than_the_rate() {
-        let mut pace = Pace::new(Some(Rate(1_000_000)));
-        let piece = pace.piece();
+        let pace = Pace::default();
+        pace.set(Some(Rate(1_000_000)));
+        let piece = pace.piece().unwrap();
         let begin = Instant::now();
         let mut now = begin;
         let mut sent = Vec::new();
@@ -86,9 +99,9 @@ mod test {
 
     #[test]
     fn without_a_rate_nothing_waits() {
-        let mut pace = Pace::new(None);
+        let pace = Pace::default();
         let now = Instant::now();
         assert!((0..100).all(|_| pace.reserve(1 << 30, now).is_zero()));
-        assert_eq!(pace.piece(), usize::MAX);
+        assert_eq!(pace.piece(), None);
     }
 }

@@ -11,7 +11,8 @@ use godwit::migration::codec::{Chunk, Frame, Kind};
 use godwit::migration::conclude::{self, Dial, DialFuture};
 use godwit::migration::destination::{self, Served, greet};
 use godwit::migration::message::Purpose;
-use godwit::migration::source::{self, Services};
+use godwit::migration::source::{self, MoreStreams, Services};
+use godwit::migration::stream::{Door, TakePages};
 use godwit::migration::{
     Arriving, Cause, Destination, Duplex, Entry, HandedOver, Held, Hook, Journal, JournalState,
     Link, Message, Movable, Offer, Outbox, Restored, RoundStats, RunError, Summary,
@@ -114,6 +115,7 @@ struct Process {
     alive: AtomicBool,
     died: Notify,
     decisions: Mutex<Option<mpsc::Sender<Side>>>,
+    door: Arc<Door>,
 }
 
 pub struct World {
@@ -178,6 +180,7 @@ impl Process {
             alive: AtomicBool::new(true),
             died: Notify::new(),
             decisions: Mutex::new(None),
+            door: Arc::default(),
         })
     }
 
@@ -420,6 +423,23 @@ impl Destination for Host {
     }
 }
 
+struct PageStore(Part);
+
+impl TakePages for PageStore {
+    fn take(&self, batch: &[u8]) -> Result<(), Cause> {
+        let phase = if self.0.inner.state().source == Copy::Frozen {
+            Phase::Dump
+        } else {
+            Phase::Memory
+        };
+        self.0.inner.fails(Side::Destination, phase)?;
+        if !batch.is_empty() {
+            self.0.see(String::from_utf8(batch.to_vec())?);
+        }
+        Ok(())
+    }
+}
+
 impl Arriving for Parts {
     type Restored = Restoree;
 
@@ -427,10 +447,12 @@ impl Arriving for Parts {
         true
     }
 
+    fn pages(&self) -> Result<Arc<dyn TakePages>, Cause> {
+        Ok(Arc::new(PageStore(self.0.clone())))
+    }
+
     fn take(&mut self, frame: Frame) -> Result<(), Cause> {
         let phase = match frame.kind {
-            Kind::Pages if self.0.inner.state().source == Copy::Frozen => Phase::Dump,
-            Kind::Pages => Phase::Memory,
             Kind::Dump => Phase::Dump,
             _ if self.0.inner.state().source == Copy::Frozen => Phase::Residual,
             _ => Phase::Storage,
@@ -638,10 +660,18 @@ async fn question(inner: Arc<Inner>, process: Arc<Process>, stream: DuplexStream
         inner,
         process: process.clone(),
     });
-    let mut link = Link::new(stream, CancellationToken::new());
-    let Ok(greeting) = greet(&mut link).await else {
+    let mut stream = stream;
+    let Ok(greeting) = greet(&mut stream).await else {
         return;
     };
+    if let Purpose::Stream { token, index } = greeting.purpose {
+        let _ = process
+            .door
+            .enter(stream, &name("alpha"), greeting.migration, token, index)
+            .await;
+        return;
+    }
+    let link = Link::new(stream, CancellationToken::new());
     let peer = name(if process.side == Side::Source {
         "beta"
     } else {
@@ -872,6 +902,10 @@ async fn leave(
         journal: world.journal.clone(),
         observer: Arc::new(|_: Progress| {}),
         hook: Arc::new(Trap(inner.clone())),
+        streams: Some(MoreStreams {
+            count: 2,
+            dial: world.dial.clone(),
+        }),
     };
     let link = Link::new(stream, cancel);
     let job = source::Job {
@@ -919,11 +953,11 @@ async fn take_in(inner: Arc<Inner>, process: Arc<Process>, stream: DuplexStream)
         process: process.clone(),
     };
     let world = concluding(&part);
-    let mut link = Link::new(stream, CancellationToken::new());
-    let Ok(greeting) = greet(&mut link).await else {
-        link.close().await;
+    let mut stream = stream;
+    let Ok(greeting) = greet(&mut stream).await else {
         return;
     };
+    let link = Link::new(stream, CancellationToken::new());
     let hook = Arc::new(Trap(inner.clone()));
     hook.reached(Side::Destination, Phase::Negotiate).await;
     let (host, source) = (Arc::new(Host(part)), name("alpha"));
@@ -932,6 +966,7 @@ async fn take_in(inner: Arc<Inner>, process: Arc<Process>, stream: DuplexStream)
         source,
         host,
         link,
+        door: process.door.clone(),
         world: world.clone(),
         hook,
         now: 1,

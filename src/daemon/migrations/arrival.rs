@@ -1,7 +1,7 @@
 //! A container of another host on its way to this one: the rooms' side of [`Destination`] and of what follows.
 
 use std::fs;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::statvfs::statvfs;
 
@@ -14,6 +14,7 @@ use crate::daemon::{Context, facts};
 use crate::memory::{Decoder, PageStore, link_images};
 use crate::migration::codec::{Chunk, Frame, Kind};
 use crate::migration::preflight::{Coming, Here, preflight};
+use crate::migration::stream::TakePages;
 use crate::migration::{Arriving, Cause, Destination, Offer, Summary};
 use crate::model::{Bytes, ContainerState, Finding, Name, RestoreChoice};
 use crate::net::HeldFrames;
@@ -117,7 +118,7 @@ pub struct Arrival {
     image: Option<(Staging, Receiver)>,
     files: Option<Receiver>,
     first_pass: bool,
-    pages: Option<(PageStore, Decoder)>,
+    pages: Option<Arc<PageStore>>,
     images: Option<ImageDirectory>,
     frames: Option<HeldFrames>,
     /// Whether its memory comes behind it.
@@ -145,10 +146,8 @@ impl Arrival {
         fs::create_dir_all(coming.images())?;
         self.shim = Some(restored::new_shim(&coming, self.lazy)?);
         let limit = Bytes(offer.memory.0 * 2) + GROWTH;
-        self.pages = Some((
-            PageStore::create(&coming.directory(), limit)?,
-            Decoder::new()?,
-        ));
+        let store = PageStore::create(&coming.directory(), limit)?;
+        self.pages = Some(Arc::new(store));
         self.images = Some(ImageDirectory::new(&coming.images(), IMAGES));
         if !context.images.has(spec.image) && !context.images.fetch(spec.image)? {
             let staging = context.images.stage()?;
@@ -173,7 +172,7 @@ impl Arrival {
     fn complete(&mut self, summary: &Summary) -> Result<(), Cause> {
         let images = self.images.as_ref().ok_or("the images are lost")?;
         images.verify(&summary.images)?;
-        let (store, _) = self.pages.take().ok_or("the page store is lost")?;
+        let store = self.pages.take().ok_or("the page store is lost")?;
         let complete = store.verify()?;
         if complete.pages != summary.pages {
             let (here, there) = (complete.pages, summary.pages);
@@ -190,6 +189,24 @@ impl Arrival {
     }
 }
 
+/// The page store, for any number of threads.
+struct Pages {
+    store: Arc<PageStore>,
+    /// Those that no thread uses now.
+    decoders: Mutex<Vec<Decoder>>,
+}
+
+impl TakePages for Pages {
+    fn take(&self, batch: &[u8]) -> Result<(), Cause> {
+        let free = || self.decoders.lock().unwrap_or_else(PoisonError::into_inner);
+        let decoder = free().pop();
+        let mut decoder = decoder.map_or_else(Decoder::new, Ok)?;
+        self.store.take(&mut decoder, batch)?;
+        free().push(decoder);
+        Ok(())
+    }
+}
+
 impl Arriving for Arrival {
     type Restored = RestoredArrival;
 
@@ -201,6 +218,14 @@ impl Arriving for Arrival {
         restored::way(self.lazy)
     }
 
+    fn pages(&self) -> Result<Arc<dyn TakePages>, Cause> {
+        let store = self.pages.as_ref().ok_or("the page store is lost")?;
+        Ok(Arc::new(Pages {
+            store: Arc::clone(store),
+            decoders: Mutex::default(),
+        }))
+    }
+
     fn take(&mut self, frame: Frame) -> Result<(), Cause> {
         match frame.kind {
             Kind::Image => {
@@ -208,16 +233,14 @@ impl Arriving for Arrival {
                 receiver.apply(&frame.payload)?;
             }
             Kind::Storage => self.receive_files(&frame.payload)?,
-            Kind::Pages => {
-                let (store, decoder) = self.pages.as_mut().ok_or("the page store is lost")?;
-                store.take(decoder, &frame.payload)?;
-            }
             Kind::Dump => {
                 let images = self.images.as_mut().ok_or("the images are lost")?;
                 let chunk = Chunk::decode(&frame.payload)?;
                 images.write(chunk.name, chunk.offset, chunk.bytes)?;
             }
-            Kind::Control => return Err("a control message is no data".into()),
+            Kind::Control | Kind::Pages | Kind::Taken => {
+                return Err("it is none of its own files or images".into());
+            }
         }
         Ok(())
     }

@@ -31,7 +31,8 @@ use crate::migration::conclude::{self, Dial, DialFuture, World};
 use crate::migration::destination::{self, Served};
 use crate::migration::journal::Directory;
 use crate::migration::message::Purpose;
-use crate::migration::source::{self, Ended, Services};
+use crate::migration::source::{self, Ended, MoreStreams, Services};
+use crate::migration::stream::{self, Door};
 use crate::migration::{Duplex, Entry, Hook, JournalState, Link};
 use crate::model::{
     ContainerState, EventKind, Finding, MigrationId, MigrationOptions, Name, Outcome, Progress,
@@ -52,6 +53,7 @@ pub struct Migrations {
     world: World,
     journal: Arc<Directory>,
     hook: Arc<dyn Hook>,
+    door: Arc<Door>,
 }
 
 struct Peers(Arc<PeerBook>);
@@ -92,6 +94,7 @@ impl Migrations {
             world,
             journal,
             hook,
+            door: Arc::default(),
         })
     }
 
@@ -126,7 +129,7 @@ impl Migrations {
         let job = source::Job {
             container: Departure::new(&self.context, id, to, record, pid, options.clone()),
             host: self.context.config.name.clone(),
-            link: Link::paced(stream, cancel.clone(), options.bandwidth),
+            link: Link::new(stream, cancel.clone()),
             services: self.services(&entry, options, cancel),
             entry,
         };
@@ -193,16 +196,23 @@ impl Migrations {
 
     /// A peer has connected: serves what it wants.
     pub async fn serve_incoming(self: &Arc<Self>, peer: Name, stream: PeerStream) {
-        let mut link = Link::new(stream, CancellationToken::new());
-        let greeting = match tokio::time::timeout(GREETING, destination::greet(&mut link)).await {
+        let mut stream = stream;
+        let greeting = match tokio::time::timeout(GREETING, destination::greet(&mut stream)).await {
             Ok(Ok(greeting)) => greeting,
             Ok(Err(error)) => {
                 tracing::warn!(%peer, "a peer was not understood: {}", error.chain());
-                return link.close().await;
+                return Link::new(stream, CancellationToken::new()).close().await;
             }
-            Err(_) => return link.close().await,
+            Err(_) => return,
         };
         let (id, purpose) = (greeting.migration, greeting.purpose);
+        if let Purpose::Stream { token, index } = purpose {
+            if let Err(error) = self.door.enter(stream, &peer, id, token, index).await {
+                tracing::warn!(%peer, "a stream was refused: {error}");
+            }
+            return;
+        }
+        let link = Link::new(stream, CancellationToken::new());
         if !matches!(purpose, Purpose::Migrate | Purpose::DryRun) {
             let journal = self.journal.as_ref();
             if let Err(error) = conclude::answer(link, &peer, id, purpose, journal).await {
@@ -215,6 +225,7 @@ impl Migrations {
             source: peer.clone(),
             host: Arc::new(Arrivals::new(&self.context, &peer)),
             link,
+            door: Arc::clone(&self.door),
             world: self.world.clone(),
             hook: Arc::clone(&self.hook),
             now: now(),
@@ -388,6 +399,10 @@ impl Migrations {
             journal: self.journal.clone(),
             observer: Arc::new(observer),
             hook: Arc::clone(&self.hook),
+            streams: Some(MoreStreams {
+                count: stream::usual(),
+                dial: Arc::clone(&self.world.dial),
+            }),
         }
     }
 }

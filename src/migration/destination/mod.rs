@@ -11,6 +11,7 @@ use super::hook::Hook;
 use super::journal::Entry;
 use super::link::Link;
 use super::movable::{Arriving, Destination};
+use super::stream::Door;
 use crate::model::{MigrationId, Name};
 
 pub use serve::{greet, serve};
@@ -34,6 +35,8 @@ pub struct Job<D: Destination> {
     pub host: Arc<D>,
     /// The connection to the source.
     pub link: Link,
+    /// Where further streams of the migration come in.
+    pub door: Arc<Door>,
     /// Journal and the way back to the source.
     pub world: World,
     /// Where tests stop it.

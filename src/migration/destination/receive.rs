@@ -2,12 +2,13 @@
 
 use std::time::Instant;
 
-use super::super::codec::Kind;
+use super::super::codec::{Kind, Numbered};
 use super::super::error::MigrationError;
 use super::super::hook::Hook;
 use super::super::link::{Inbound, Link};
 use super::super::message::{Message, Summary};
 use super::super::movable::Arriving;
+use super::super::stream::Intake;
 use crate::model::{OpenStep, Phase, Side, Spans};
 
 /// What is known when everything is here.
@@ -22,15 +23,18 @@ pub(super) struct Received {
 pub(super) fn receive<A: Arriving>(
     link: &mut Link,
     arriving: &mut A,
+    intake: &Intake,
     hook: &dyn Hook,
     spans: &Spans,
 ) -> Result<Received, MigrationError> {
     let outbox = link.outbox();
     let mut receiver = Receiver {
         arriving,
+        intake,
         phase: Phase::Storage,
         rounds: 0,
         summary: None,
+        frames: 0,
         spans,
         frozen: None,
         open: None,
@@ -40,19 +44,20 @@ pub(super) fn receive<A: Arriving>(
     reached(Phase::Storage);
     loop {
         let before = receiver.phase;
-        let inbound = link
-            .receive_blocking(before)
-            .map_err(|e| e.in_phase(before))?;
+        let inbound = runtime.block_on(next(link, intake, before))?;
         match receiver.take(inbound)? {
             Step::Go => {}
-            Step::Reply(message) => {
+            Step::Acknowledge { number, frames } => {
+                runtime.block_on(everything(link, intake, frames, before))?;
+                let message = Message::RoundAck { number };
                 let lost = |_| MigrationError::LinkLost {
                     phase: before,
                     source: None,
                 };
                 outbox.say_blocking(&message).map_err(lost)?;
             }
-            Step::Complete => {
+            Step::Complete { frames } => {
+                runtime.block_on(everything(link, intake, frames, before))?;
                 return Ok(Received {
                     summary: receiver.summary.take().unwrap_or_default(),
                     frozen: receiver.frozen.unwrap_or_else(Instant::now),
@@ -65,17 +70,58 @@ pub(super) fn receive<A: Arriving>(
     }
 }
 
+/// The next thing that comes in, unless a stream of pages fails before.
+async fn next(link: &mut Link, intake: &Intake, phase: Phase) -> Result<Inbound, MigrationError> {
+    tokio::select! {
+        inbound = link.receive(phase) => inbound.map_err(|e| e.in_phase(phase)),
+        error = intake.failure() => Err(error),
+    }
+}
+
+/// Waits until so many frames of pages are in the store, by whichever stream. The source waits too, and says nothing
+/// meanwhile but that it gives up.
+async fn everything(
+    link: &mut Link,
+    intake: &Intake,
+    frames: u64,
+    phase: Phase,
+) -> Result<(), MigrationError> {
+    tokio::select! {
+        biased;
+        all = intake.until(frames) => all,
+        said = link.receive(phase) => match said.map_err(|e| e.in_phase(phase))? {
+            Inbound::Message(Message::Cancel { why }) => Err(MigrationError::OtherSide { why }),
+            Inbound::Message(message) => Err(MigrationError::unexpected(&message, phase)),
+            Inbound::Data(frame) => Err(out_of_place(frame.kind, phase)),
+        },
+    }
+}
+
+fn out_of_place(kind: Kind, phase: Phase) -> MigrationError {
+    let what = format!("a frame of {kind:?}");
+    MigrationError::Unexpected { what, phase }
+}
+
 enum Step {
     Go,
-    Reply(Message),
-    Complete,
+    /// When so many frames of pages are in the store.
+    Acknowledge {
+        number: u32,
+        frames: u64,
+    },
+    /// The same.
+    Complete {
+        frames: u64,
+    },
 }
 
 struct Receiver<'a, A> {
     arriving: &'a mut A,
+    intake: &'a Intake,
     phase: Phase,
     rounds: u32,
     summary: Option<Summary>,
+    frames: u64,
     spans: &'a Spans,
     frozen: Option<Instant>,
     open: Option<OpenStep>,
@@ -88,12 +134,15 @@ impl<A: Arriving> Receiver<'_, A> {
         match inbound {
             Inbound::Data(frame) => {
                 if !fits(frame.kind, phase) {
-                    return Err(MigrationError::Unexpected {
-                        what: format!("a frame of {:?}", frame.kind),
-                        phase,
-                    });
+                    return Err(out_of_place(frame.kind, phase));
                 }
-                self.arriving.take(frame).map_err(local)?;
+                if frame.kind == Kind::Pages {
+                    let numbered = Numbered::decode(&frame.payload);
+                    let numbered = numbered.map_err(|source| MigrationError::Codec { source })?;
+                    self.intake.take(&numbered);
+                } else {
+                    self.arriving.take(frame).map_err(local)?;
+                }
             }
             Inbound::Message(Message::Cancel { why }) => {
                 return Err(MigrationError::OtherSide { why });
@@ -112,9 +161,9 @@ impl<A: Arriving> Receiver<'_, A> {
                 self.arriving.files_end().map_err(local)?;
                 self.phase = Phase::Memory;
             }
-            (Phase::Memory, Message::RoundEnd { number }) if number == self.rounds => {
+            (Phase::Memory, Message::RoundEnd { number, frames }) if number == self.rounds => {
                 self.rounds += 1;
-                return Ok(Step::Reply(Message::RoundAck { number }));
+                return Ok(Step::Acknowledge { number, frames });
             }
             (Phase::Memory, Message::Frozen) => {
                 self.frozen = Some(Instant::now());
@@ -122,8 +171,9 @@ impl<A: Arriving> Receiver<'_, A> {
                 self.open = Some(self.spans.begin("take images and pages"));
                 self.phase = Phase::Dump;
             }
-            (Phase::Dump, Message::DumpEnd(summary)) => {
+            (Phase::Dump, Message::DumpEnd { frames, summary }) => {
                 self.summary = Some(summary);
+                self.frames = frames;
                 self.open = None;
                 self.open = Some(self.spans.begin("take changed files"));
                 self.phase = Phase::Residual;
@@ -131,7 +181,8 @@ impl<A: Arriving> Receiver<'_, A> {
             (Phase::Residual, Message::ResidualEnd) => {
                 self.arriving.files_end().map_err(local)?;
                 self.open = None;
-                return Ok(Step::Complete);
+                let frames = self.frames;
+                return Ok(Step::Complete { frames });
             }
             (_, message) => {
                 let what = serde_json::to_string(&message).unwrap_or_default();
@@ -148,7 +199,7 @@ impl<A: Arriving> Receiver<'_, A> {
 /// Which data has a place in which phase.
 fn fits(kind: Kind, phase: Phase) -> bool {
     match kind {
-        Kind::Control => false,
+        Kind::Control | Kind::Taken => false,
         Kind::Image => phase == Phase::Storage,
         Kind::Storage => matches!(phase, Phase::Storage | Phase::Residual),
         Kind::Pages => matches!(phase, Phase::Memory | Phase::Dump),

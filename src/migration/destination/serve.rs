@@ -3,12 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::super::bare::{Duplex, lost, say, wait_for};
 use super::super::conclude::{self, blocking};
 use super::super::error::MigrationError;
 use super::super::journal::{Entry, JournalState};
 use super::super::link::Link;
-use super::super::message::{Fate, Message, Offer, Purpose, ToldStep, common_version};
+use super::super::message::{
+    Fate, Message, NEWEST_VERSION, OLDEST_VERSION, Offer, Purpose, ToldStep, common_version,
+};
 use super::super::movable::{Arriving, Destination, Restored};
+use super::super::stream::Intake;
 use super::receive::{Received, receive};
 use super::{Greeting, Job, RestoredOf, Served};
 use crate::model::{Finding, Phase, Side, Spans};
@@ -20,43 +24,33 @@ const ALIVE: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When the first words are not understood or not spoken here; the other host has been told.
-pub async fn greet(link: &mut Link) -> Result<Greeting, MigrationError> {
+pub async fn greet(stream: &mut impl Duplex) -> Result<Greeting, MigrationError> {
     let phase = Phase::Negotiate;
-    match link.receive_message(phase).await? {
+    let (oldest, newest, migration, purpose) = match wait_for(stream).await? {
         Message::Hello {
             oldest,
             newest,
             migration,
             purpose,
-        } => match common_version(oldest, newest) {
-            Some(version) => {
-                if matches!(purpose, Purpose::Migrate | Purpose::DryRun) {
-                    link.say(&Message::Welcome { version }, phase).await?;
-                }
-                Ok(Greeting { migration, purpose })
-            }
-            None => {
-                let text = format!(
-                    "the source speaks protocol versions {oldest} to {newest}, this host {} to {}; upgrade the older Godwit",
-                    super::super::message::OLDEST_VERSION,
-                    super::super::message::NEWEST_VERSION
-                );
-                let findings = vec![Finding::blocking("version", text)];
-                link.say(
-                    &Message::Refusal {
-                        findings: findings.clone(),
-                    },
-                    phase,
-                )
-                .await?;
-                Err(MigrationError::Refused { findings })
-            }
-        },
-        other => Err(MigrationError::Unexpected {
-            what: format!("{other:?}").chars().take(200).collect(),
-            phase,
-        }),
+        } => (oldest, newest, migration, purpose),
+        other => return Err(MigrationError::unexpected(&other, phase)),
+    };
+    let Some(version) = common_version(oldest, newest) else {
+        let text = format!(
+            "the source speaks protocol versions {oldest} to {newest}, this host {OLDEST_VERSION} to {NEWEST_VERSION}; upgrade the older Godwit",
+        );
+        let findings = vec![Finding::blocking("version", text)];
+        let refusal = Message::Refusal {
+            findings: findings.clone(),
+        };
+        say(stream, &refusal).await.map_err(lost(phase))?;
+        return Err(MigrationError::Refused { findings });
+    };
+    if matches!(purpose, Purpose::Migrate | Purpose::DryRun) {
+        let welcome = Message::Welcome { version };
+        say(stream, &welcome).await.map_err(lost(phase))?;
     }
+    Ok(Greeting { migration, purpose })
 }
 
 /// Takes a container in.
@@ -158,16 +152,31 @@ async fn restore<D: Destination>(
 ) -> Result<Ready<RestoredOf<D>>, MigrationError> {
     let host = job.host.clone();
     let arriving = blocking(Phase::Preflight, move || host.reserve(&offer)).await?;
+    let intake = match arriving.pages() {
+        Ok(pages) => Intake::new(pages),
+        Err(cause) => {
+            let error = MigrationError::local(Phase::Preflight, cause);
+            return Err(discard(arriving, error).await);
+        }
+    };
+    let awaited = job
+        .door
+        .expect(job.greeting.migration, &job.source, &intake);
     let reserved = Message::Reserved {
         needs_image: arriving.needs_image(),
         restore: arriving.way(),
+        streams: Some(awaited.offer),
         findings: Vec::new(),
     };
     if let Err(error) = job.link.say(&reserved, Phase::Preflight).await {
         return Err(discard(arriving, error).await);
     }
     let spans = Spans::new(Instant::now);
-    let (arriving, received) = match take_all(job, arriving, &spans).await? {
+    let taken = take_all(job, arriving, &intake, &spans).await;
+    // Whatever comes of it: nobody has the store any more but who restores or discards it.
+    intake.end().await;
+    drop((awaited, intake));
+    let (arriving, received) = match taken? {
         (arriving, Ok(received)) => (arriving, received),
         (arriving, Err(error)) => return Err(discard(arriving, error).await),
     };
@@ -193,14 +202,15 @@ async fn restore<D: Destination>(
 async fn take_all<D: Destination>(
     job: &mut Job<D>,
     mut arriving: D::Arriving,
+    intake: &Arc<Intake>,
     spans: &Spans,
 ) -> Result<(D::Arriving, Result<Received, MigrationError>), MigrationError> {
-    let spans = spans.clone();
+    let (intake, spans) = (Arc::clone(intake), spans.clone());
     let hook = job.hook.clone();
     let placeholder = Link::closed();
     let mut link = std::mem::replace(&mut job.link, placeholder);
     let (link, arriving, result) = blocking(Phase::Storage, move || {
-        let result = receive(&mut link, &mut arriving, hook.as_ref(), &spans);
+        let result = receive(&mut link, &mut arriving, &intake, hook.as_ref(), &spans);
         Ok((link, arriving, result))
     })
     .await?;

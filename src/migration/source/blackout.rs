@@ -67,7 +67,10 @@ impl Run {
         let summary = self
             .held_step(held, |held, outbox| {
                 let summary = held.dump(outbox)?;
-                outbox.say_blocking(&Message::DumpEnd(summary.clone()))?;
+                outbox.say_blocking(&Message::DumpEnd {
+                    frames: outbox.pages(),
+                    summary: summary.clone(),
+                })?;
                 Ok(summary)
             })
             .await?;

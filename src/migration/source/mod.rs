@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::conclude::Dial;
 use super::hook::Hook;
 use super::journal::{Entry, Journal};
 use super::link::Link;
@@ -44,6 +45,17 @@ pub struct Services {
     pub observer: Arc<dyn Observer>,
     /// Where tests stop it.
     pub hook: Arc<dyn Hook>,
+    /// How pages get streams of their own; none: they go over the link like everything else.
+    pub streams: Option<MoreStreams>,
+}
+
+/// How pages get streams of their own.
+#[derive(Clone)]
+pub struct MoreStreams {
+    /// How many at most.
+    pub count: u8,
+    /// A way to the other host.
+    pub dial: Arc<dyn Dial>,
 }
 
 /// How a migration ended on its source.

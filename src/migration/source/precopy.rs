@@ -157,7 +157,8 @@ impl Run {
                 let container = running.container()?;
                 let stats = container.round(number, outbox)?;
                 let tracker = container.tracker();
-                outbox.say_blocking(&Message::RoundEnd { number })?;
+                let frames = outbox.pages();
+                outbox.say_blocking(&Message::RoundEnd { number, frames })?;
                 Ok((running, stats, tracker))
             })
             .await?;

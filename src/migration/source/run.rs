@@ -11,6 +11,7 @@ use super::super::link::{Link, Outbox};
 use super::super::message::{Message, NEWEST_VERSION, OLDEST_VERSION, Purpose};
 use super::super::movable::{Held, Movable};
 use super::super::observe::Timeline;
+use super::super::stream::{PATIENCE, StreamOffer, Streams, Way};
 use super::precopy::Running;
 use super::{Ended, Job, Services};
 use crate::model::{
@@ -41,6 +42,8 @@ pub(super) struct Run {
     pub(super) throttled: Option<u32>,
     /// How its memory will come back at the destination.
     pub(super) restore: RestoreChoice,
+    /// The streams that pages go by, where they have some.
+    pub(super) streams: Option<Streams>,
     /// When the destination was told that the container is frozen.
     pub(super) frozen_said: Instant,
 }
@@ -61,6 +64,7 @@ pub async fn run<C: Movable>(job: Job<C>) -> Ended<Handed<C>> {
         services,
     } = job;
     let outbox = link.outbox();
+    outbox.set_bandwidth(services.options.bandwidth);
     let (timeline, pages, memory) = (Timeline::new(), Pages(0), Bytes(0));
     let mut run = Run {
         entry,
@@ -74,6 +78,7 @@ pub async fn run<C: Movable>(job: Job<C>) -> Ended<Handed<C>> {
         predicted: None,
         throttled: None,
         restore: RestoreChoice::Eager,
+        streams: None,
         frozen_said: Instant::now(),
     };
     match run.until_handover(container).await {
@@ -159,14 +164,40 @@ impl Run {
             Message::Reserved {
                 needs_image,
                 restore,
+                streams,
                 ..
             } => {
                 self.restore = restore;
+                self.open_streams(streams).await?;
                 Ok((container, needs_image))
             }
             Message::Refusal { findings } => Err(MigrationError::Refused { findings }),
             other => Err(MigrationError::unexpected(&other, Phase::Preflight)),
         }
+    }
+
+    /// Pages have streams of their own, where both hosts can do that.
+    async fn open_streams(&mut self, offer: Option<StreamOffer>) -> Result<(), MigrationError> {
+        let (Some(offer), Some(more)) = (offer, self.services.streams.clone()) else {
+            return Ok(());
+        };
+        let way = Way {
+            dial: more.dial,
+            peer: self.entry.peer.clone(),
+            migration: self.entry.id,
+            offer,
+            patience: PATIENCE,
+        };
+        let phase = self.timeline.phase();
+        let opened = tokio::select! {
+            opened = Streams::open(way, more.count, self.outbox.wire()) => opened,
+            () = self.services.cancel.cancelled() => return Err(MigrationError::Cancelled { phase }),
+        };
+        if let Some((streams, queue)) = opened {
+            self.outbox.use_streams(queue);
+            self.streams = Some(streams);
+        }
+        Ok(())
     }
 
     /// The files, as they were at some moment of this phase each, are on their way.
@@ -376,6 +407,9 @@ impl Run {
         let message = tokio::select! {
             message = message => message.map_err(|e| e.in_phase(phase))?,
             () = cancel.cancelled() => return Err(MigrationError::Cancelled { phase }),
+            () = self.outbox.streams_lost() => {
+                return Err(MigrationError::LinkLost { phase, source: None });
+            }
         };
         match message {
             Message::Failed { why } => Err(MigrationError::OtherSide { why }),
