@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use godwit::migration::{Entry, JournalState};
 use godwit::model::{OnNoConvergence, Outcome, Phase, RestoreChoice, Side, Spans};
-use world::{Copy, Fault, World};
+use world::{Copy, Fault, MANY, World};
 
 const SIDES: [Side; 2] = [Side::Source, Side::Destination];
 
@@ -264,6 +264,27 @@ async fn the_steps_of_both_sides_are_in_the_report_and_never_too_many() {
     assert!(of(Side::Destination).any(|span| span.name == "restore"));
     assert_eq!(report.restore, RestoreChoice::Eager);
     assert_eq!(report.tracker, "hash");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_that_break_in_the_middle_of_a_round_lose_nothing_and_repeat_nothing() {
+    let world = World::new(Some(Fault::CutStreams));
+    assert_eq!(world.migrate().await, Some(Outcome::Moved));
+    world.settled().await;
+    assert_eq!(world.copies(), (Copy::Gone, Copy::Running));
+    assert!(world.dialled() > 2, "no stream broke: {}", world.dialled());
+    let seen = world.seen();
+    let end = seen.find("round:1").expect("there was another round");
+    let pages = |text: &str| -> Vec<usize> {
+        let pages = text.split_whitespace();
+        let numbers = pages.filter_map(|page| page.strip_prefix("page:")?.parse().ok());
+        let mut numbers: Vec<usize> = numbers.collect();
+        numbers.sort_unstable();
+        numbers
+    };
+    // Before the next round begins, and nothing of it later.
+    assert_eq!(pages(&seen[..end]), (0..MANY).collect::<Vec<_>>());
+    assert_eq!(pages(&seen).len(), MANY);
 }
 
 /// Every phase on every side with one kind of fault.

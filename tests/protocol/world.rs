@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -46,7 +46,12 @@ pub enum Fault {
     Refuse,
     /// The restored container cannot be let run.
     NeverRuns,
+    /// The streams of pages, and nothing else, break again and again in the middle of the first round.
+    CutStreams,
 }
+
+/// How many frames of pages the first round has when streams break in it.
+pub const MANY: usize = 120;
 
 /// What a busy container dirties in every round.
 const BUSY: Pages = Pages(100_000_000);
@@ -126,6 +131,9 @@ struct Inner {
     state: Mutex<State>,
     processes: [Mutex<Arc<Process>>; 2],
     cut: Notify,
+    /// The same for what was dialled in the middle of a migration alone.
+    cut_dialled: Notify,
+    dialled: AtomicUsize,
     cancel: Mutex<CancellationToken>,
     open: Mutex<Vec<tokio::task::JoinHandle<()>>>,
 }
@@ -221,6 +229,19 @@ impl Part {
         self.inner.state().told.iter().map(step).collect()
     }
 
+    /// Frames that are longer than a link holds, and streams that break between them.
+    fn send_many(&self, outbox: &Outbox) -> Result<(), Cause> {
+        for number in 0..MANY {
+            let mut frame = format!("page:{number}").into_bytes();
+            frame.resize(20_000, b' ');
+            outbox.send(Kind::Pages, frame)?;
+            if number % 30 == 20 {
+                self.inner.cut_dialled.notify_waiters();
+            }
+        }
+        Ok(())
+    }
+
     fn see(&self, what: impl Into<String>) {
         self.inner.state().seen.push(what.into());
     }
@@ -270,6 +291,9 @@ impl Movable for Container {
     fn round(&mut self, number: u32, outbox: &Outbox) -> Result<RoundStats, Cause> {
         self.0.inner.fails(Side::Source, Phase::Memory)?;
         outbox.send(Kind::Pages, format!("round:{number}").into_bytes())?;
+        if number == 0 && self.0.inner.state().fault == Some(Fault::CutStreams) {
+            self.0.send_many(outbox)?;
+        }
         let (busy, throttled) = {
             let state = self.0.inner.state();
             (state.busy, state.throttled())
@@ -605,13 +629,14 @@ impl Hook for Trap {
 }
 
 /// Copies bytes between two streams until the test cuts the link or one of the processes dies.
-async fn wire(mut a: DuplexStream, mut b: DuplexStream, inner: Arc<Inner>) {
+async fn wire(mut a: DuplexStream, mut b: DuplexStream, inner: Arc<Inner>, dialled: bool) {
     let (source, destination) = (
         inner.process(Side::Source),
         inner.process(Side::Destination),
     );
     tokio::select! {
         _ = inner.cut.notified() => {}
+        _ = inner.cut_dialled.notified(), if dialled => {}
         () = gone(&source) => {}
         () = gone(&destination) => {}
         _ = tokio::io::copy_bidirectional(&mut a, &mut b) => {}
@@ -638,7 +663,8 @@ impl Dial for Wire {
             if !process.alive() || !self.0.process.alive() {
                 return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
             }
-            let stream = connect(&self.0.inner, |link| {
+            self.0.inner.dialled.fetch_add(1, Ordering::Relaxed);
+            let stream = connect(&self.0.inner, true, |link| {
                 tokio::spawn(question(self.0.inner.clone(), process, link));
             });
             Ok(Box::new(stream) as Box<dyn Duplex>)
@@ -646,10 +672,14 @@ impl Dial for Wire {
     }
 }
 
-fn connect(inner: &Arc<Inner>, accept: impl FnOnce(DuplexStream)) -> DuplexStream {
+fn connect(
+    inner: &Arc<Inner>,
+    dialled: bool,
+    accept: impl FnOnce(DuplexStream),
+) -> DuplexStream {
     let (near, near_wire) = tokio::io::duplex(1 << 16);
     let (far, far_wire) = tokio::io::duplex(1 << 16);
-    tokio::spawn(wire(near_wire, far_wire, inner.clone()));
+    tokio::spawn(wire(near_wire, far_wire, inner.clone(), dialled));
     accept(far);
     near
 }
@@ -709,6 +739,8 @@ impl World {
                 Mutex::new(Process::new(Side::Destination)),
             ],
             cut: Notify::new(),
+            cut_dialled: Notify::new(),
+            dialled: AtomicUsize::new(0),
             cancel: Mutex::new(CancellationToken::new()),
             open: Mutex::new(Vec::new()),
         };
@@ -751,7 +783,7 @@ impl World {
     /// One migration from begin to end; none when the source's daemon died in it.
     pub async fn migrate(&self) -> Option<Outcome> {
         *self.inner.cancel.lock().unwrap() = CancellationToken::new();
-        let stream = connect(&self.inner, |stream| {
+        let stream = connect(&self.inner, false, |stream| {
             let task = tokio::spawn(serve(self.inner.clone(), stream));
             self.inner.open.lock().unwrap().push(task);
         });
@@ -773,7 +805,7 @@ impl World {
     }
 
     pub async fn dry_run(&self) -> Vec<Finding> {
-        let stream = connect(&self.inner, |stream| {
+        let stream = connect(&self.inner, false, |stream| {
             tokio::spawn(serve(self.inner.clone(), stream));
         });
         let part = Part {
@@ -788,7 +820,7 @@ impl World {
     }
 
     pub async fn greet_with_versions(&self, oldest: u16, newest: u16) -> String {
-        let mut stream = connect(&self.inner, |stream| {
+        let mut stream = connect(&self.inner, false, |stream| {
             tokio::spawn(serve(self.inner.clone(), stream));
         });
         let hello = Message::Hello {
@@ -832,6 +864,11 @@ impl World {
 
     pub fn seen(&self) -> String {
         self.inner.state().seen.join(" ")
+    }
+
+    /// How many connections were dialled in the middle of migrations.
+    pub fn dialled(&self) -> usize {
+        self.inner.dialled.load(Ordering::Relaxed)
     }
 
     pub fn entries(&self, side: Side) -> Vec<Entry> {

@@ -126,8 +126,14 @@ impl UffdWpTracker {
     ) -> Result<(), MemoryError> {
         let space = Space::Task(target.vpid);
         let mappings = task.private(&mut self.file_systems);
+        let before = stats.changed;
         // An exec is found out at the first page that has to be registered: then everything begins anew, once.
         for again in [true, false] {
+            // Frames of one round may overtake each other: a page that was sent in it waits for the next one, or for
+            // the last look.
+            if stats.changed > before {
+                return Ok(());
+            }
             let Some(How::Tracked(watch)) = self.known.get_mut(&target.pid).map(|k| &mut k.how)
             else {
                 break;
@@ -150,6 +156,9 @@ impl UffdWpTracker {
                 why => self.compare(target, &why),
             };
             self.known.insert(target.pid, Known { space, how });
+        }
+        if stats.changed > before {
+            return Ok(());
         }
         for mapping in &mappings {
             let runs = task.own(&mapping.range)?;
