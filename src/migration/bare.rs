@@ -111,7 +111,7 @@ pub(super) fn lost(phase: Phase) -> impl Fn(io::Error) -> MigrationError {
     }
 }
 
-/// Says something over a stream that no [`Link`] has taken over.
+/// Says something over a stream that no [`super::Link`] has taken over.
 pub(super) async fn say(
     stream: &mut (impl AsyncWrite + Unpin),
     message: &Message,
@@ -123,7 +123,7 @@ pub(super) async fn say(
     stream.flush().await
 }
 
-/// The next message over a stream that no [`Link`] has taken over.
+/// The next message over a stream that no [`super::Link`] has taken over.
 pub(super) async fn wait_for(
     stream: &mut (impl AsyncRead + Unpin),
 ) -> Result<Message, MigrationError> {

@@ -124,6 +124,14 @@ impl Outbox {
         self.pages.count.load(Ordering::Relaxed)
     }
 
+    /// The same, of the last of them.
+    pub fn end_pages(&self) -> u64 {
+        if let Some(streams) = self.pages.streams.get() {
+            streams.complete();
+        }
+        self.pages()
+    }
+
     /// From now on at most so many bytes per second are written, all streams together.
     pub fn set_bandwidth(&self, rate: Option<Rate>) {
         self.wire.set_rate(rate);

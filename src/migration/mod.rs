@@ -30,6 +30,8 @@
 //! kill the frozen copy, journal Moved                 journal Moved
 //! ```
 //!
+//! Page frames may go over connections of their own, which may break and come back: see [`stream`].
+//!
 //! What each host concludes when the other is lost:
 //!
 //! | last journalled here | source | destination |

@@ -68,7 +68,7 @@ impl Run {
             .held_step(held, |held, outbox| {
                 let summary = held.dump(outbox)?;
                 outbox.say_blocking(&Message::DumpEnd {
-                    frames: outbox.pages(),
+                    frames: outbox.end_pages(),
                     summary: summary.clone(),
                 })?;
                 Ok(summary)

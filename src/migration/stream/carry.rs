@@ -136,7 +136,12 @@ async fn run(way: &Way, index: u8, mut stream: Box<dyn Duplex>, queue: &Queue, w
         // Where nothing is left to be sent the destination has ended it.
         queue.wanted().await;
         stream = match way.open_again(index).await {
-            Ok(stream) => stream,
+            Ok(stream) => {
+                tracing::info!(migration = %way.migration, stream = index, "a stream of pages was dialled again");
+                stream
+            }
+            // What it had sent and did not hear of came by another stream, and the destination is at the next step.
+            Err(MigrationError::OtherSide { .. }) if queue.is_complete() => return,
             Err(error) => {
                 tracing::warn!(migration = %way.migration, stream = index, error = %error.chain(), "a stream is lost");
                 return queue.lose_stream();

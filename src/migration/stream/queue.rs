@@ -1,6 +1,7 @@
 //! Frames of pages on their way to whichever stream is free.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ pub(in super::super) struct Queue {
     /// For threads: there may be room.
     room: Condvar,
     lost: CancellationToken,
+    /// Whether the last frame has been put in.
+    complete: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -120,6 +123,15 @@ impl Queue {
             self.lost.cancel();
             self.room.notify_all();
         }
+    }
+
+    /// No frame will be put in any more.
+    pub(in super::super) fn complete(&self) {
+        self.complete.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.complete.load(Ordering::Relaxed)
     }
 
     /// Waits until every stream is lost.
