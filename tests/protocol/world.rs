@@ -672,11 +672,7 @@ impl Dial for Wire {
     }
 }
 
-fn connect(
-    inner: &Arc<Inner>,
-    dialled: bool,
-    accept: impl FnOnce(DuplexStream),
-) -> DuplexStream {
+fn connect(inner: &Arc<Inner>, dialled: bool, accept: impl FnOnce(DuplexStream)) -> DuplexStream {
     let (near, near_wire) = tokio::io::duplex(1 << 16);
     let (far, far_wire) = tokio::io::duplex(1 << 16);
     tokio::spawn(wire(near_wire, far_wire, inner.clone(), dialled));

@@ -3,6 +3,7 @@
 mod blackout;
 mod precopy;
 mod run;
+mod streams;
 
 use std::sync::Arc;
 

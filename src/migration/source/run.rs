@@ -11,7 +11,7 @@ use super::super::link::{Link, Outbox};
 use super::super::message::{Message, NEWEST_VERSION, OLDEST_VERSION, Purpose};
 use super::super::movable::{Held, Movable};
 use super::super::observe::Timeline;
-use super::super::stream::{PATIENCE, StreamOffer, Streams, Way};
+use super::super::stream::Streams;
 use super::precopy::Running;
 use super::{Ended, Job, Services};
 use crate::model::{
@@ -174,30 +174,6 @@ impl Run {
             Message::Refusal { findings } => Err(MigrationError::Refused { findings }),
             other => Err(MigrationError::unexpected(&other, Phase::Preflight)),
         }
-    }
-
-    /// Pages have streams of their own, where both hosts can do that.
-    async fn open_streams(&mut self, offer: Option<StreamOffer>) -> Result<(), MigrationError> {
-        let (Some(offer), Some(more)) = (offer, self.services.streams.clone()) else {
-            return Ok(());
-        };
-        let way = Way {
-            dial: more.dial,
-            peer: self.entry.peer.clone(),
-            migration: self.entry.id,
-            offer,
-            patience: PATIENCE,
-        };
-        let phase = self.timeline.phase();
-        let opened = tokio::select! {
-            opened = Streams::open(way, more.count, self.outbox.wire()) => opened,
-            () = self.services.cancel.cancelled() => return Err(MigrationError::Cancelled { phase }),
-        };
-        if let Some((streams, queue)) = opened {
-            self.outbox.use_streams(queue);
-            self.streams = Some(streams);
-        }
-        Ok(())
     }
 
     /// The files, as they were at some moment of this phase each, are on their way.
