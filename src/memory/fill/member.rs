@@ -20,6 +20,8 @@ use crate::sys::userfaultfd::{Event, Placed, Registered, Userfaultfd};
 /// As many bytes as are placed at once: a word's pages.
 pub const CHUNK: usize = (WORD * PAGE_SIZE) as usize;
 
+static ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+
 /// Ends of the address spaces there are, the longest first: which it is the kernel says.
 const ENDS: [u64; 8] = [
     (1 << 56) - PAGE_SIZE,
@@ -284,23 +286,28 @@ impl Member {
         home: Range<u64>,
         buffer: &mut [u8],
     ) -> Result<Outcome, MemoryError> {
-        let pieces = self.source.pieces(home.clone());
-        for (piece, has_bytes) in pieces.map_err(self.failed("look for the pages of"))? {
-            if !has_bytes {
-                settle(self.done(), &self.source.index, piece);
-                continue;
-            }
-            let mut at = piece.start;
-            while at < piece.end && !self.is_gone() {
-                let length = (piece.end - at).min(buffer.len() as u64);
-                let bytes = &mut buffer[..length as usize];
-                let read = self.source.read(at, bytes);
-                read.map_err(self.failed("read the pages of"))?;
-                if self.copy(here + (at - home.start), at, bytes)? == Outcome::Again {
-                    return Ok(Outcome::Again);
+        let mut at = home.start;
+        while at < home.end && !self.is_gone() {
+            let length = (home.end - at).min(buffer.len() as u64);
+            let bytes = &mut buffer[..length as usize];
+            let read = self.source.read(at, bytes);
+            read.map_err(self.failed("read the pages of"))?;
+            let pages: Vec<&[u8]> = bytes.chunks_exact(ZEROS.len()).collect();
+            let mut from = 0;
+            for run in pages.chunk_by(|a, b| (*a == ZEROS) == (*b == ZEROS)) {
+                let to = from + run.len() * ZEROS.len();
+                let home_of = at + from as u64;
+                if run[0] == ZEROS {
+                    settle(self.done(), &self.source.index, home_of..at + to as u64);
+                } else {
+                    let here = here + (home_of - home.start);
+                    if self.copy(here, home_of, &bytes[from..to])? == Outcome::Again {
+                        return Ok(Outcome::Again);
+                    }
                 }
-                at += length;
+                from = to;
             }
+            at += length;
         }
         Ok(Outcome::Done)
     }

@@ -8,9 +8,6 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek64};
-
 use super::index::{Done, Index, WORD};
 use super::member::Member;
 use crate::memory::images::read_pagemap;
@@ -89,32 +86,8 @@ impl Source {
         members.retain(|member| member.number() != number);
     }
 
-    /// Cuts a range of homes into pieces that have bytes and pieces that are zeros, ascending.
-    pub fn pieces(&self, home: Range<u64>) -> io::Result<Vec<(Range<u64>, bool)>> {
-        let mut pieces = Vec::new();
-        let mut at = home.start;
-        while at < home.end {
-            let data = self
-                .seek(at, Whence::SeekData)?
-                .map_or(home.end, |data| data.clamp(at, home.end));
-            if at < data {
-                pieces.push((at..data, false));
-            }
-            let hole = match data < home.end {
-                true => self
-                    .seek(data, Whence::SeekHole)?
-                    .map_or(home.end, |hole| hole.clamp(data, home.end)),
-                false => home.end,
-            };
-            if data < hole {
-                pieces.push((data..hole, true));
-            }
-            at = hole.max(data);
-        }
-        Ok(pieces)
-    }
-
-    /// Reads pages. What cannot be read is an error, never zeros.
+    /// Reads pages. What cannot be read is an error, never zeros. A hole reads as what it is, a page of zeros: nobody
+    /// asks for holes, as looking for the next one costs a walk over every page before it.
     pub fn read(&self, home: u64, into: &mut [u8]) -> io::Result<()> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
         file.read_exact_at(into, home)
@@ -151,16 +124,5 @@ impl Source {
         }
         given.set(word..word + 1);
         Ok(())
-    }
-
-    fn seek(&self, at: u64, whence: Whence) -> io::Result<Option<u64>> {
-        let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        let at = i64::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
-        // The position of the descriptor is nobody's: pages are read by offset.
-        match lseek64(file, at, whence) {
-            Ok(found) => Ok(Some(found.cast_unsigned())),
-            Err(Errno::ENXIO) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
     }
 }
