@@ -104,7 +104,7 @@ impl Plan {
     /// What the kernel said. The process has no filter then, and must not go on.
     pub fn load(&self) -> Result<Option<OwnedFd>, SecurityError> {
         let program: Vec<seccomp::Instruction> = self
-            .program
+            .program()
             .iter()
             .map(|one| seccomp::Instruction {
                 code: one.code,

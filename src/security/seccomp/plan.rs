@@ -49,7 +49,7 @@ const DATA: u32 = 0xffff;
 /// A filter, checked and compiled.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    pub(super) program: Vec<Instruction>,
+    program: Vec<Instruction>,
     pub(super) log: bool,
     pub(super) spec_allow: bool,
     pub(super) wait_killable: bool,
@@ -124,6 +124,11 @@ impl Plan {
             listener,
             answers,
         })
+    }
+
+    /// The program, as the kernel will get it.
+    pub fn program(&self) -> &[Instruction] {
+        &self.program
     }
 
     /// Who is to get the descriptor that loading the filter returns.

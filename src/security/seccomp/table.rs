@@ -82,6 +82,7 @@ impl Table {
             Architecture::Arm => all!(arm),
         };
         if architecture == Architecture::X32 {
+            numbers.retain(|name, _| !X32_NOT.contains(name));
             numbers.values_mut().for_each(|number| *number |= X32_BIT);
             numbers.extend(
                 X32_OWN
@@ -97,6 +98,21 @@ impl Table {
         self.0.get(name).copied()
     }
 }
+
+/// What X32 does not have.
+const X32_NOT: [&str; 11] = [
+    "uselib",
+    "_sysctl",
+    "create_module",
+    "get_kernel_syms",
+    "query_module",
+    "nfsservctl",
+    "set_thread_area",
+    "get_thread_area",
+    "epoll_ctl_old",
+    "epoll_wait_old",
+    "vserver",
+];
 
 /// What X32 does not share with 64-bit x86: calls whose structures are laid out differently.
 const X32_OWN: [(&str, u32); 36] = [
@@ -202,6 +218,7 @@ mod test {
             assert_eq!(number(*of, "file_setattr").unwrap() & 0xfff, 469);
         }
         assert_eq!(number(Architecture::Aarch64, "open"), None);
+        assert_eq!(number(Architecture::X32, "uselib"), None);
         assert_eq!(number(Architecture::X86, "recv"), None);
         assert_eq!(number(Architecture::X86_64, "no_such_call"), None);
         assert_eq!(also_by(Architecture::X86, "recv"), Some(("socketcall", 10)));
