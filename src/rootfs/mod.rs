@@ -9,6 +9,7 @@
 
 mod book;
 mod build;
+pub mod bundle;
 mod copy;
 pub mod devices;
 mod diagnosis;

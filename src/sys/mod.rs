@@ -20,6 +20,7 @@ pub mod pidfd;
 pub mod process;
 pub mod process_memory;
 pub mod ptrace;
+pub mod pty;
 pub mod seccomp;
 pub mod shared;
 pub mod signal;

@@ -17,6 +17,8 @@ pub const IPC: i32 = libc::CLONE_NEWIPC;
 pub const PID: i32 = libc::CLONE_NEWPID;
 /// Network.
 pub const NET: i32 = libc::CLONE_NEWNET;
+/// User and group ids, and what root may do.
+pub const USER: i32 = libc::CLONE_NEWUSER;
 /// The root of the visible cgroup tree.
 pub const CGROUP: i32 = libc::CLONE_NEWCGROUP;
 
