@@ -12,6 +12,7 @@ pub mod migration;
 pub mod options;
 pub mod span;
 pub mod spec;
+pub mod time;
 
 pub use amount::{Bytes, PAGE_SIZE, Pages, Rate};
 pub use event::{Event, EventKind};

@@ -13,6 +13,11 @@ pub fn default_signals() {
         // disposition than the default one here.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    unblock_signals();
+}
+
+/// Unblocks all signals, which whoever started us may have blocked.
+pub fn unblock_signals() {
     // Emptying a mask that is ours cannot fail.
     let _ = nix::sys::signal::SigSet::empty().thread_set_mask();
 }
@@ -47,4 +52,39 @@ pub fn be_nicer(niceness: i32) -> io::Result<()> {
 /// Whether the calling process is root.
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// Sets the execution domain of the calling process.
+pub fn personality(domain: u64) -> io::Result<()> {
+    // SAFETY: no pointers.
+    check(i64::from(unsafe { libc::personality(domain) }))
+}
+
+/// Sets the NIS domain name of the calling process's uts namespace.
+pub fn domain_name(name: &str) -> io::Result<()> {
+    // SAFETY: the kernel reads the given number of bytes of a string that lives until the call returns.
+    check(i64::from(unsafe {
+        libc::setdomainname(name.as_ptr().cast(), name.len())
+    }))
+}
+
+/// Gives the calling process a new session keyring of this name, as it must not have that of its creator.
+pub fn new_session_keyring(name: &std::ffi::CStr) -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: i32 = 1;
+    // SAFETY: a C string that lives until the call returns.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
+}
+
+/// Ends the calling process at once: nothing that its parent has prepared for its own end is done by the copy.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: it does not return and runs no code of this program.
+    unsafe { libc::_exit(code) }
+}
+
+fn check(result: i64) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
