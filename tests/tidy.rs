@@ -38,6 +38,11 @@ const ARROWS: &[(&str, &[&str])] = &[
         "checkpoint",
         &["model", "sys", "cgroup", "container", "criu", "memory"],
     ),
+    // It speaks to no daemon, and knows no container of one.
+    (
+        "runtime",
+        &["model", "sys", "oci", "rootfs", "cgroup", "security"],
+    ),
     // Not criu, not container, not checkpoint: a migration moves values and bytes, and sees a container through
     // the traits of its file `movable`.
     ("migration", &["model", "sys"]),
@@ -62,7 +67,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("api", &["model", "daemon", "container"]),
-    ("cli", &["model", "sys", "api", "daemon"]),
+    ("cli", &["model", "sys", "api", "daemon", "runtime"]),
 ];
 
 /// Files of these names think and do nothing else.

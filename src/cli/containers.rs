@@ -9,18 +9,32 @@ use super::output::Failure;
 use super::table::{ago, or_dash, right, table, word};
 use crate::api::types::{KillRequest, Process};
 use crate::model::{Bytes, ContainerStatus, Name};
+use crate::runtime::Id;
+
+/// The id as a name of the daemon's: those are fewer.
+pub(super) fn name(id: &Id) -> Result<Name, Failure> {
+    let name = id.as_str().parse::<Name>();
+    name.map_err(|error| {
+        let what = format!("container does not exist: {error}");
+        Failure::new(
+            what,
+            "see `godwit list` for the names of the containers there are",
+        )
+    })
+}
 
 /// Start a container that was made.
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  godwit start cache")]
 pub struct Start {
     /// The container.
-    name: Name,
+    #[arg(value_name = "NAME")]
+    pub id: Id,
 }
 
 impl Start {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let path = format!("/v1/containers/{}/start", self.name);
+        let path = format!("/v1/containers/{}/start", name(&self.id)?);
         let status: ContainerStatus = session.client.post(&path, &()).await?;
         session.print(&status, |status| {
             format!("{} is {}", status.spec.name, word(status.state))
@@ -30,8 +44,14 @@ impl Start {
 
 /// List the containers of this host.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  godwit list\n  godwit list --format json")]
-pub struct List {}
+#[command(
+    after_help = "Example:\n  godwit list\n  godwit list --format json\n  godwit --root /run/containers list"
+)]
+pub struct List {
+    /// Only the names.
+    #[arg(short, long)]
+    pub quiet: bool,
+}
 
 impl List {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
@@ -128,12 +148,20 @@ fn describe(status: &ContainerStatus) -> String {
 #[command(after_help = "Example:\n  godwit ps cache")]
 pub struct Ps {
     /// The container.
-    name: Name,
+    #[arg(value_name = "NAME")]
+    pub id: Id,
+    /// For a container of a bundle: options of ps(1).
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "OPTION"
+    )]
+    pub options: Vec<String>,
 }
 
 impl Ps {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let path = format!("/v1/containers/{}/ps", self.name);
+        let path = format!("/v1/containers/{}/ps", name(&self.id)?);
         let all: Vec<Process> = session.client.get(&path).await?;
         session.print(&all, |all| {
             let mut table = table(&[
@@ -159,27 +187,40 @@ impl Ps {
 
 /// Send a signal to a container.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  godwit kill cache\n  godwit kill -s KILL --all cache")]
+#[command(after_help = "Example:\n  godwit kill cache\n  godwit kill --all cache KILL")]
 pub struct Kill {
     /// The container.
-    name: Name,
-    /// The signal, by name or number.
-    #[arg(short, long, default_value = "TERM")]
-    signal: String,
+    #[arg(value_name = "NAME")]
+    pub id: Id,
+    /// The signal, by name or number; TERM otherwise.
+    #[arg(value_name = "SIGNAL", conflicts_with = "signal")]
+    number: Option<String>,
+    /// The same.
+    #[arg(short, long)]
+    signal: Option<String>,
     /// To every process, not to the first alone.
-    #[arg(long)]
-    all: bool,
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+impl Kill {
+    /// Which signal is meant.
+    pub fn signal(&self) -> &str {
+        let given = self.number.as_deref().or(self.signal.as_deref());
+        given.unwrap_or("TERM")
+    }
 }
 
 impl Kill {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let path = format!("/v1/containers/{}/kill", self.name);
+        let name = name(&self.id)?;
+        let path = format!("/v1/containers/{name}/kill");
         let request = KillRequest {
-            signal: self.signal,
+            signal: self.signal().to_owned(),
             all: self.all,
         };
         session.client.tell(&path, &request).await?;
-        session.done(&format!("{} was sent {}", self.name, request.signal))
+        session.done(&format!("{name} was sent {}", request.signal))
     }
 }
 
@@ -188,17 +229,18 @@ impl Kill {
 #[command(after_help = "Example:\n  godwit delete cache\n  godwit delete --force cache")]
 pub struct Delete {
     /// The containers.
-    #[arg(required = true)]
-    names: Vec<Name>,
+    #[arg(required = true, value_name = "NAME")]
+    pub ids: Vec<Id>,
     /// Even while they run.
-    #[arg(long)]
-    force: bool,
+    #[arg(short, long)]
+    pub force: bool,
 }
 
 impl Delete {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let mut exit = ExitCode::SUCCESS;
-        for name in self.names {
+        for id in &self.ids {
+            let name = name(id)?;
             let path = format!("/v1/containers/{name}?force={}", self.force);
             match session.client.delete(&path).await {
                 Ok(()) => {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::oci::create::Bundle;
 use super::output::Failure;
 use super::values;
 use super::{Session, progress, table};
@@ -15,31 +16,31 @@ use crate::model::{Bytes, ContainerStatus, Digest, Limits, Name};
 #[derive(Debug, Args)]
 pub struct Wish {
     /// Its name.
-    #[arg(long)]
-    name: Name,
+    #[arg(long, required_unless_present = "id", conflicts_with = "id")]
+    name: Option<Name>,
     /// The template to make it from.
-    #[arg(long, required_unless_present = "image")]
+    #[arg(long, required_unless_present_any = ["image", "id"], conflicts_with = "id")]
     template: Option<Name>,
     /// An image of this host's store instead of a template.
-    #[arg(long, conflicts_with = "template", requires = "command")]
+    #[arg(long, conflicts_with_all = ["template", "id"], requires = "command")]
     image: Option<Digest>,
     /// Its address; the first free one of the pool otherwise.
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, conflicts_with = "id", value_name = "ADDRESS")]
     ip: Option<Ipv4Addr>,
     /// A line of its environment; can be given again.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::env)]
+    #[arg(long, conflicts_with = "id", value_name = "KEY=VALUE", value_parser = values::env)]
     env: Vec<String>,
     /// The most memory it may use, like 512M.
-    #[arg(long, value_name = "AMOUNT", value_parser = values::bytes)]
+    #[arg(long, conflicts_with = "id", value_name = "AMOUNT", value_parser = values::bytes)]
     memory: Option<Bytes>,
     /// The most cores it may use, like 1.5.
-    #[arg(long, value_name = "CORES", value_parser = values::cpus)]
+    #[arg(long, conflicts_with = "id", value_name = "CORES", value_parser = values::cpus)]
     cpus: Option<u64>,
     /// The most processes and threads it may have.
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "id", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
     /// The command and its arguments, instead of the template's.
-    #[arg(last = true, value_name = "COMMAND")]
+    #[arg(last = true, conflicts_with = "id", value_name = "COMMAND")]
     command: Vec<String>,
 }
 
@@ -49,8 +50,12 @@ impl Wish {
         if let Some(template) = &self.template {
             progress::build(session, template, false).await?;
         }
+        let name = self.name.ok_or_else(|| {
+            let remedy = "give --name and --template, or the ID and --bundle of a bundle";
+            Failure::new("the container has no name", remedy)
+        })?;
         let request = CreateRequest {
-            name: self.name,
+            name,
             template: self.template,
             image: self.image,
             command: Some(self.command).filter(|command| !command.is_empty()),
@@ -75,14 +80,21 @@ impl Wish {
 /// Make a container and do not start it.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  godwit create --template redis --name cache --memory 512M\n  godwit start cache"
+    after_help = "Example:\n  godwit create --template redis --name cache --memory 512M\n  godwit start cache\n  godwit create --bundle /tmp/bundle web"
 )]
 pub struct Create {
     #[command(flatten)]
     wish: Wish,
+    #[command(flatten)]
+    pub bundle: Bundle,
 }
 
 impl Create {
+    /// Whether the container is one of a bundle.
+    pub fn is_of_a_bundle(&self) -> bool {
+        self.bundle.id.is_some()
+    }
+
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         self.wish.carry_out(session, false).await
     }

@@ -6,15 +6,20 @@ use clap::Args;
 
 use super::output::Failure;
 use super::table::word;
-use super::{Session, progress};
+use super::{Session, oci, progress};
 use crate::api::ClientError;
 use crate::api::types::EventLine;
 use crate::model::{Event, EventKind};
 
-/// Print what happens, as it happens.
+/// Print what happens, as it happens; or, with a container of a bundle, what it uses.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  godwit events\n  godwit events --format json")]
-pub struct Events {}
+#[command(
+    after_help = "Example:\n  godwit events\n  godwit events --format json\n  godwit events --stats web"
+)]
+pub struct Events {
+    #[command(flatten)]
+    pub of: oci::usage::Usage,
+}
 
 impl Events {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {

@@ -7,11 +7,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 
+use super::containers::name;
+use super::oci::Place;
+use super::oci::exec::{Common, ExecOptions};
 use super::output::Failure;
 use super::{Session, values};
 use crate::api::ClientError;
 use crate::api::types::{ExecLine, ExecRequest, Output};
-use crate::model::Name;
+use crate::runtime::{Ended, Id, RuntimeError};
 
 /// Run a command in a container. Exits as the command does.
 #[derive(Debug, Args)]
@@ -20,24 +23,43 @@ use crate::model::Name;
 )]
 pub struct Exec {
     /// The container.
-    name: Name,
+    #[arg(value_name = "NAME")]
+    pub id: Id,
     /// A line of its environment; can be given again.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = values::env)]
+    #[arg(short, long, value_name = "KEY=VALUE", value_parser = values::env)]
     env: Vec<String>,
     /// Whom to run as, instead of the container's user.
-    #[arg(long, value_name = "UID[:GID]")]
+    #[arg(short, long, value_name = "UID[:GID]")]
     user: Option<String>,
     /// Where to run, instead of the container's directory.
     #[arg(long, value_name = "DIRECTORY")]
     cwd: Option<String>,
     /// The command and its arguments.
-    #[arg(last = true, required = true, value_name = "COMMAND")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "process",
+        value_name = "COMMAND"
+    )]
     command: Vec<String>,
+    #[command(flatten)]
+    options: ExecOptions,
 }
 
 impl Exec {
+    /// In a container of a bundle.
+    pub fn in_bundle(self, place: &Place) -> Result<Ended, RuntimeError> {
+        let common = Common {
+            env: &self.env,
+            user: self.user.as_deref(),
+            cwd: self.cwd.as_deref(),
+            command: &self.command,
+        };
+        self.options.run(place, self.id, &common)
+    }
+
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let path = format!("/v1/containers/{}/exec", self.name);
+        let path = format!("/v1/containers/{}/exec", name(&self.id)?);
         let request = ExecRequest {
             command: self.command,
             env: self.env,

@@ -15,6 +15,7 @@ mod leases;
 mod logs;
 mod migrate;
 mod migrations;
+mod oci;
 mod output;
 mod peer;
 mod progress;
@@ -55,6 +56,8 @@ struct Cli {
     /// How to print.
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     format: Format,
+    #[command(flatten)]
+    globals: oci::Globals,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -70,10 +73,10 @@ enum Format {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Make a container from a template and start it.
-    Run(run::Run),
-    /// Make a container and do not start it.
-    Create(create::Create),
+    /// Make a container from a template or a bundle and start it.
+    Run(Box<run::Run>),
+    /// Make a container from a template or a bundle and do not start it.
+    Create(Box<create::Create>),
     /// Start a container that was made.
     Start(containers::Start),
     /// List the containers of this host.
@@ -86,7 +89,7 @@ enum Verb {
     /// List the processes of a container.
     Ps(containers::Ps),
     /// Run a command in a container.
-    Exec(exec::Exec),
+    Exec(Box<exec::Exec>),
     /// Send a signal to a container.
     Kill(containers::Kill),
     /// Delete a container and everything of it.
@@ -102,7 +105,19 @@ enum Verb {
     Template(template::Template),
     /// Show which container has which address.
     Leases(leases::Leases),
-    /// Print what happens, as it happens.
+    /// Print the state of a container of a bundle.
+    State(oci::show::State),
+    /// Freeze a container of a bundle.
+    Pause(oci::change::Pause),
+    /// Let a paused container go on.
+    Resume(oci::change::Resume),
+    /// Change the limits of a container of a bundle.
+    Update(Box<oci::change::Update>),
+    /// Print which features of the OCI specification there are.
+    Features(oci::show::Features),
+    /// Write a configuration to start from into a bundle.
+    Spec(oci::show::Spec),
+    /// Print what happens, as it happens; or what a container of a bundle uses.
     Events(events::Events),
     /// Show what this host is.
     Host(host::Host),
@@ -122,6 +137,10 @@ pub fn run() -> ExitCode {
     if let Verb::Daemon(verb) = cli.verb {
         return verb.run();
     }
+    let cli = match oci::take(cli) {
+        Ok(code) => return code,
+        Err(cli) => *cli,
+    };
     // Programs that stop reading our output end us silently, as they do any other program.
     crate::sys::signal::restore_sigpipe();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -163,7 +182,13 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<ExitCode, Failure> {
         Verb::Leases(verb) => verb.run(session).await,
         Verb::Events(verb) => verb.run(session).await,
         Verb::Host(verb) => verb.run(session).await,
-        Verb::Daemon(_) => unreachable!("the daemon has been run before"),
+        Verb::State(_)
+        | Verb::Pause(_)
+        | Verb::Resume(_)
+        | Verb::Update(_)
+        | Verb::Features(_)
+        | Verb::Spec(_)
+        | Verb::Daemon(_) => unreachable!("they have been done before"),
     }
 }
 

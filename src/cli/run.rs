@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::Session;
 use super::create::Wish;
+use super::oci::create::{Bundle, RunOptions};
 use super::output::Failure;
 
 /// Make a container from a template and start it.
@@ -15,13 +16,23 @@ use super::output::Failure;
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   godwit run --template redis --name cache
-  godwit run --template busybox --name ticker --ip 10.87.0.20 --env TZ=UTC -- sleep 3600")]
+  godwit run --template busybox --name ticker --ip 10.87.0.20 --env TZ=UTC -- sleep 3600
+  godwit run --bundle /tmp/bundle web")]
 pub struct Run {
     #[command(flatten)]
     wish: Wish,
+    #[command(flatten)]
+    pub bundle: Bundle,
+    #[command(flatten)]
+    pub run: RunOptions,
 }
 
 impl Run {
+    /// Whether the container is one of a bundle.
+    pub fn is_of_a_bundle(&self) -> bool {
+        self.bundle.id.is_some()
+    }
+
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         self.wish.carry_out(session, true).await
     }
