@@ -47,10 +47,15 @@ fn existing(netlink: &Netlink, config: &NetworkConfig) -> Result<Link, NetError>
 /// How long a frame may be that crosses the bridge to wherever it leads.
 pub(super) fn mtu(here: &Here<'_>) -> Result<Option<u32>, NetError> {
     // A bridge takes the shortest of its ports', so that without an uplink there is nothing to learn from it.
-    let Some(uplink) = &here.config.uplink else {
-        return Ok(None);
-    };
-    Ok(look_up(&here.netlink, uplink)?.and_then(|link| link.mtu))
+    Ok(uplink(here)?.and_then(|link| link.mtu))
+}
+
+/// The uplink, where there is one.
+pub(super) fn uplink(here: &Here<'_>) -> Result<Option<Link>, NetError> {
+    match &here.config.uplink {
+        Some(uplink) => look_up(&here.netlink, uplink),
+        None => Ok(None),
+    }
 }
 
 fn look_up(netlink: &Netlink, name: &str) -> Result<Option<Link>, NetError> {

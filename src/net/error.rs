@@ -115,6 +115,24 @@ pub enum NetError {
         /// The host's end.
         port: String,
     },
+    /// The port's filter is not a program.
+    #[error("instruction {from} of a port's filter goes nowhere")]
+    FilterJump {
+        /// The instruction.
+        from: usize,
+    },
+    /// The port cannot have its filter.
+    #[error(
+        "cannot filter what comes from {port}: the kernel needs CONFIG_BPF_SYSCALL, CONFIG_NET_SCH_INGRESS and \
+         CONFIG_NET_CLS_BPF (modules sch_ingress and cls_bpf)"
+    )]
+    Filter {
+        /// The host's end.
+        port: String,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// Making a port failed, and so did removing what had been made of it.
     #[error("the network port of {name} could not be made, nor be removed entirely: {failures}")]
     NotUndone {

@@ -63,6 +63,7 @@ pub(super) fn begin(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<HeldF
         .map_err(NetError::kernel("send through", &port_name))?;
     let tap = Tap::create(&name_of_tap).map_err(failed("make"))?;
     let mut change = named(&name_of_tap).up().controller(bridge.index);
+    change = change.address(plan::PORT_MAC.0.to_vec());
     change = change.append_extra_attribute(LinkAttribute::TxQueueLen(QUEUE));
     if let Some(mtu) = existing.mtu {
         change = change.mtu(mtu);

@@ -3,8 +3,12 @@
 use std::future::Future;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
+use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
     BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
@@ -12,6 +16,9 @@ use rtnetlink::packet_route::link::{
 };
 use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use rtnetlink::packet_route::tc::{
+    TcAttribute, TcBpfFlags, TcFilterBpf, TcFilterBpfOption, TcHandle, TcMessage, TcOption,
 };
 use rtnetlink::{Error, Handle, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
 use tokio::runtime::{Builder, Runtime};
@@ -27,6 +34,12 @@ pub(super) struct Netlink {
     handle: Handle,
     connection: JoinHandle<()>,
 }
+
+/// `ffff:`, the place at an interface where filters hang.
+const CLSACT: TcHandle = TcHandle {
+    major: 0xffff,
+    minor: 0,
+};
 
 /// An interface, as far as this room looks at it.
 #[derive(Debug, Default)]
@@ -145,6 +158,56 @@ impl Netlink {
         let entry = self.handle.neighbours().add_bridge(index, mac);
         let entry = entry.flags(NeighbourFlags::Controller);
         self.wait(entry.state(NeighbourState::Noarp).replace().execute())
+    }
+
+    /// Lets a BPF program judge every frame that comes in at an interface. Interface and filter end together.
+    pub fn filter(&self, index: u32, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        let index = index.cast_signed();
+        let mut discipline = TcMessage::with_index(index);
+        discipline.header.handle = CLSACT;
+        discipline.header.parent = TcHandle::CLSACT;
+        discipline
+            .attributes
+            .push(TcAttribute::Kind("clsact".to_owned()));
+        self.request(RouteNetlinkMessage::NewQueueDiscipline(discipline))?;
+
+        let mut filter = TcMessage::with_index(index);
+        filter.header.parent = TcHandle {
+            major: CLSACT.major,
+            minor: TcHandle::MIN_INGRESS,
+        };
+        filter.header.info = u32::from(TcHandle {
+            major: 1, // the first
+            minor: (libc::ETH_P_ALL as u16).to_be(),
+        });
+        let options = [
+            TcFilterBpfOption::ProgFd(program.as_raw_fd().cast_unsigned()),
+            TcFilterBpfOption::ProgName(name.to_owned()),
+            TcFilterBpfOption::Flags(TcBpfFlags::DirectAction),
+        ];
+        filter.attributes = vec![
+            TcAttribute::Kind(TcFilterBpf::KIND.to_owned()),
+            TcAttribute::Options(options.map(TcOption::Bpf).to_vec()),
+        ];
+        self.request(RouteNetlinkMessage::NewTrafficFilter(filter))
+    }
+
+    /// Has something made that must not be there yet.
+    fn request(&self, message: RouteNetlinkMessage) -> io::Result<()> {
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL;
+        let mut handle = self.handle.clone();
+        self.wait(async {
+            let mut answers = handle.request(message)?;
+            while let Some(answer) = answers.next().await {
+                if let NetlinkPayload::Error(error) = answer.payload
+                    && error.code.is_some()
+                {
+                    return Err(Error::NetlinkError(error));
+                }
+            }
+            Ok(())
+        })
     }
 
     fn collect_addresses(&self, request: rtnetlink::AddressGetRequest) -> io::Result<Vec<IpAddr>> {

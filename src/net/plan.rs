@@ -138,7 +138,7 @@ impl NetworkConfig {
         Ipv4Addr::from_bits(self.subnet.to_bits() & self.mask())
     }
 
-    fn last(&self) -> Ipv4Addr {
+    pub(super) fn last(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.subnet.to_bits() | !self.mask())
     }
 }
@@ -178,6 +178,10 @@ pub(super) fn port_name(name: &Name) -> String {
 pub(super) fn tap_name(name: &Name) -> String {
     format!("gh{}", &port_name(name)[PORT_PREFIX.len()..])
 }
+
+/// The Ethernet address of every port's end at the host: its own stack takes what is sent to it, so that it must be
+/// known to whoever keeps containers from there. High, as a bridge without an address takes the lowest of its ports'.
+pub(super) const PORT_MAC: Mac = Mac([0xfe, 0x67, 0x6f, 0x64, 0x77, 0x69]);
 
 /// Whether an interface's name is one that [`port_name`] gives.
 pub(super) fn is_port_name(name: &str) -> bool {

@@ -5,6 +5,8 @@
 //!   bridge ┈┈ gate ┈┈ gw0123456789ab ──── eth0  (lease: MAC, address, default route)     lo
 //! ```
 //!
+//! **Invariant:** there is no moment at which a frame passes the host's end of a port that has no filter: it is up
+//! only later.
 //! **Invariant:** a port is made with its gate closed (`gate` opens it), and what stands before a closed gate
 //! does not reach the host's own network stack either: the host's end has no IPv6, and answers no ARP.
 
@@ -18,7 +20,7 @@ use rtnetlink::packet_route::link::{
 };
 
 use super::netlink::{Link, Netlink, named};
-use super::{Failures, Here, NetError, bridge, plan};
+use super::{Failures, Here, NetError, bridge, filter, plan};
 use crate::model::{Lease, Name};
 use crate::sys::netns::{self, NetNs};
 
@@ -27,7 +29,9 @@ pub(super) const INSIDE: &str = "eth0";
 
 /// IPv6 inside stays within the link: no router decides what a container's addresses and routes are, as they
 /// could not follow it; and no start-up traffic, as a container that arrives is not starting up.
-const QUIET_IPV6: [(&str, &str); 5] = [
+/// The address within the link follows from the Ethernet address, on every host, and the filter knows it.
+const QUIET_IPV6: [(&str, &str); 6] = [
+    ("addr_gen_mode", "0"),
     ("accept_ra", "0"),
     ("autoconf", "0"),
     ("router_solicitations", "0"),
@@ -124,6 +128,7 @@ fn connect(here: &Here<'_>, name: &Name, lease: &Lease, pin: &Path) -> Result<()
     let port = plan::port_name(name);
     let inside = NetNs::open(pin).map_err(NetError::kernel("open", pin.display()))?;
     make_link(here, &port, lease, &inside)?;
+    filter::install(here, &port, lease)?;
     tame_host_end(&here.netlink, name, &port)?;
     inside
         .run(|| configure_inside(lease))
@@ -135,7 +140,7 @@ fn make_link(here: &Here<'_>, port: &str, lease: &Lease, inside: &NetNs) -> Resu
     let mut far = named(INSIDE)
         .address(lease.mac.0.to_vec())
         .setns_by_fd(inside.as_fd().as_raw_fd());
-    let mut near = LinkVeth::new(port, INSIDE);
+    let mut near = LinkVeth::new(port, INSIDE).address(plan::PORT_MAC.0.to_vec());
     if let Some(mtu) = bridge::mtu(here)? {
         far = far.mtu(mtu);
         near = near.mtu(mtu);

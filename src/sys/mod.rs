@@ -4,6 +4,7 @@ pub mod before_exec;
 pub mod beneath;
 pub mod bpf;
 pub mod capability;
+pub mod classifier;
 pub mod clone;
 pub mod descriptor;
 pub mod ethernet;
