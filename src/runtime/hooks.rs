@@ -286,3 +286,104 @@ fn keep(said: &mut Vec<u8>, piece: &[u8]) {
     let over = said.len().saturating_sub(KEPT);
     said.drain(..over);
 }
+
+#[cfg(test)]
+mod test {
+    use super::*;
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+
+    fn hooks(list: Value) -> Vec<Hook> {
+        serde_json::from_value(list).unwrap()
+    }
+
+    fn shell(script: &str) -> Value {
+        json!({"path": "/bin/sh", "args": ["hook", "-c", script]})
+    }
+
+    fn run(list: Value, state: &[u8]) -> Result<(), HookError> {
+        let list = hooks(list);
+        Hooks::of("prestart", Some(&list)).unwrap().run(state)
+    }
+
+    #[test]
+    fn they_get_the_state_and_their_environment_in_their_order() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log").display().to_string();
+        let mut second = shell(&format!("echo \"$0 $A $B-$HOME\" >>{file}"));
+        second["env"] = json!(["A=x=y", "B="]);
+        // More than a pipe holds.
+        let state = vec![b'x'; 300_000];
+        run(json!([shell(&format!("wc -c >{file}")), second]), &state).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(file).unwrap(),
+            "300000\nhook x=y -\n"
+        );
+    }
+
+    #[test]
+    fn one_that_does_not_read_or_leaves_somebody_behind_is_no_trouble() {
+        let state = vec![b'x'; 300_000];
+        let before = Instant::now();
+        run(json!([shell("exit 0"), shell("sleep 3 & exit 0")]), &state).unwrap();
+        assert!(before.elapsed() < Duration::from_secs(3));
+    }
+
+    #[test]
+    fn the_first_that_fails_ends_it_and_is_told_by_its_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = dir.path().join("mark");
+        let list = json!([
+            shell("true"),
+            shell("echo no such thing >&2; exit 3"),
+            shell(&format!("touch {}", mark.display())),
+        ]);
+        let said = run(list.clone(), b"{}").unwrap_err().to_string();
+        assert!(said.contains("hooks.prestart[1] (/bin/sh)") && said.contains("no such thing"));
+        assert!(said.contains("exit status: 3") && !mark.exists(), "{said}");
+        // Of those that come after a life all are run.
+        let list = hooks(list);
+        let failed = Hooks::of("poststop", Some(&list)).unwrap().run_all(b"{}");
+        assert!(failed.len() == 1 && mark.exists());
+        let said = run(json!([{"path": "/no/such/hook"}]), b"").unwrap_err();
+        assert!(said.to_string().contains("(/no/such/hook)"), "{said}");
+    }
+
+    #[test]
+    fn time_that_is_over_ends_it_and_what_it_has_started() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("pid");
+        let mut slow = shell(&format!("sleep 30 & echo $! >{}; wait", file.display()));
+        slow["timeout"] = json!(1);
+        let said = run(json!([slow]), b"{}").unwrap_err();
+        assert!(
+            matches!(said, HookError::TimedOut { seconds: 1, .. }),
+            "{said}"
+        );
+        let pid = std::fs::read_to_string(file).unwrap();
+        let stat = std::path::Path::new("/proc").join(pid.trim()).join("stat");
+        let before = Instant::now();
+        // Killed; whoever it has been left to has to take it in.
+        while std::fs::read_to_string(&stat).is_ok_and(|stat| !stat.contains(") Z ")) {
+            assert!(before.elapsed() < Duration::from_secs(5), "it lives on");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_run_is_refused_before_anything_is() {
+        for (field, hook) in [
+            ("path", json!({"path": "bin/sh"})),
+            ("timeout", json!({"path": "/bin/sh", "timeout": 0})),
+            ("env", json!({"path": "/bin/sh", "env": ["A"]})),
+        ] {
+            let list = hooks(json!([{"path": "/bin/true"}, hook]));
+            let said = Hooks::of("poststop", Some(&list)).unwrap_err().to_string();
+            assert!(
+                said.contains(&format!("hooks.poststop[1].{field}")),
+                "{said}"
+            );
+        }
+    }
+}
