@@ -83,10 +83,11 @@ impl Wish {
     after_help = "Example:\n  godwit create --template redis --name cache --memory 512M\n  godwit start cache\n  godwit create --bundle /tmp/bundle web"
 )]
 pub struct Create {
-    #[command(flatten)]
-    wish: Wish,
+    // First: its id is the first word, and the template's command the last ones.
     #[command(flatten)]
     pub bundle: Bundle,
+    #[command(flatten)]
+    wish: Wish,
 }
 
 impl Create {

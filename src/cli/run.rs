@@ -19,10 +19,11 @@ use super::output::Failure;
   godwit run --template busybox --name ticker --ip 10.87.0.20 --env TZ=UTC -- sleep 3600
   godwit run --bundle /tmp/bundle web")]
 pub struct Run {
-    #[command(flatten)]
-    wish: Wish,
+    // First: its id is the first word, and the template's command the last ones.
     #[command(flatten)]
     pub bundle: Bundle,
+    #[command(flatten)]
+    wish: Wish,
     #[command(flatten)]
     pub run: RunOptions,
 }
