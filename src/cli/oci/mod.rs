@@ -69,7 +69,9 @@ pub fn take(cli: Cli) -> Result<ExitCode, Box<Cli>> {
         Ok(root) => root,
         Err(error) => return Ok(log.fatal(&error.to_string(), 1)),
     };
-    if !is_ours(&cli.verb, &root, named.is_some()) {
+    // Without a daemon there is nobody else to ask.
+    let alone = named.is_some() || !cli.socket.exists();
+    if !is_ours(&cli.verb, &root, alone) {
         return Err(Box::new(cli));
     }
     let place = Place {
@@ -89,9 +91,10 @@ pub fn take(cli: Cli) -> Result<ExitCode, Box<Cli>> {
 }
 
 /// Whether the verb is for a container of a bundle: it always is, or the container is one, or it must be one
-/// because a root was named.
-fn is_ours(verb: &Verb, root: &Root, named: bool) -> bool {
-    let here = |id: &Id| named || root.has(id);
+/// because a root was named, or because there
+/// is no daemon.
+fn is_ours(verb: &Verb, root: &Root, alone: bool) -> bool {
+    let here = |id: &Id| alone || root.has(id);
     match verb {
         Verb::State(_)
         | Verb::Pause(_)
@@ -107,7 +110,7 @@ fn is_ours(verb: &Verb, root: &Root, named: bool) -> bool {
         Verb::Ps(verb) => here(&verb.id),
         Verb::Exec(verb) => here(&verb.id),
         Verb::Delete(verb) => verb.ids.iter().all(here),
-        Verb::List(_) => named,
+        Verb::List(_) => alone,
         _ => false,
     }
 }
