@@ -1,15 +1,16 @@
 //! The short verbs: `start`, `list`, `inspect`, `ps`, `kill`, `delete`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 
-use super::Session;
 use super::output::Failure;
 use super::table::{ago, or_dash, right, table, word};
+use super::{Format, Session, oci};
 use crate::api::types::{KillRequest, Process};
 use crate::model::{Bytes, ContainerStatus, Name};
-use crate::runtime::Id;
+use crate::runtime::{DEFAULT_ROOT, Id, Root};
 
 /// The id as a name of the daemon's: those are fewer.
 pub(super) fn name(id: &Id) -> Result<Name, Failure> {
@@ -56,6 +57,24 @@ pub struct List {
 impl List {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let all: Vec<ContainerStatus> = session.client.get("/v1/containers").await?;
+        let bundles = Root::at(Path::new(DEFAULT_ROOT)).map_or_else(
+            |_| Vec::new(),
+            // A root that only others may read has nothing for us.
+            |root| oci::list::shown(&root).unwrap_or_default(),
+        );
+        if self.quiet {
+            let names = all.iter().map(|status| status.spec.name.to_string());
+            let names: Vec<String> = names
+                .chain(bundles.iter().map(|b| b.id.to_string()))
+                .collect();
+            return session.print(&names, |names| names.join("\n"));
+        }
+        if session.format == Format::Json && !bundles.is_empty() {
+            let ours = all.iter().map(serde_json::to_value);
+            let both = ours.chain(bundles.iter().map(serde_json::to_value));
+            let both: Vec<serde_json::Value> = both.filter_map(Result::ok).collect();
+            return session.print(&both, |_| String::new());
+        }
         session.print(&all, |all| {
             let headings = [
                 "NAME", "STATE", "ADDRESS", "TEMPLATE", "PID", "CREATED", "COMMAND",
@@ -75,6 +94,17 @@ impl List {
                     or_dash(status.pid),
                     ago(status.created_at),
                     shorten(&spec.command.join(" "), 40),
+                ]);
+            }
+            for bundle in &bundles {
+                table.add_row([
+                    bundle.id.to_string(),
+                    bundle.status.to_string(),
+                    "-".to_owned(),
+                    "-".to_owned(),
+                    bundle.pid.to_string(),
+                    bundle.created.clone(),
+                    bundle.bundle.display().to_string(),
                 ]);
             }
             table.trim_fmt()

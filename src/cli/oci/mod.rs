@@ -70,8 +70,10 @@ pub fn take(cli: Cli) -> Result<ExitCode, Box<Cli>> {
         Err(error) => return Ok(log.fatal(&error.to_string(), 1)),
     };
     // Without a daemon there is nobody else to ask.
-    let alone = named.is_some() || !cli.socket.exists();
-    if !is_ours(&cli.verb, &root, alone) {
+    let named = named.is_some();
+    let alone = named || !cli.socket.exists();
+    let listed = named && matches!(cli.verb, Verb::List(_));
+    if !listed && !is_ours(&cli.verb, &root, alone) {
         return Err(Box::new(cli));
     }
     let place = Place {
@@ -110,7 +112,6 @@ fn is_ours(verb: &Verb, root: &Root, alone: bool) -> bool {
         Verb::Ps(verb) => here(&verb.id),
         Verb::Exec(verb) => here(&verb.id),
         Verb::Delete(verb) => verb.ids.iter().all(here),
-        Verb::List(_) => alone,
         _ => false,
     }
 }
