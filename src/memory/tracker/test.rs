@@ -467,3 +467,27 @@ fn page_tables_that_were_moved_are_noticed() {
         verify(&world, &residual, tracker.sent(), &destination);
     }
 }
+
+#[test]
+fn memory_that_nobody_writes_is_read_once() {
+    for kind in [TrackerChoice::UffdWp, TrackerChoice::SoftDirty] {
+        if !can_run(&format!("memory that nobody writes, {kind}"), kind) {
+            continue;
+        }
+        let mut tracker = choose(kind);
+        let world = World::start(&workload("moved"), &[]);
+        let destination = Destination::new();
+        let (first, _) = destination.receive(|s| tracker.round(&world.targets(), s));
+        let (second, _) = destination.receive(|s| tracker.round(&world.targets(), s));
+        world.freeze(true);
+        let (residual, _) = destination.receive(|s| tracker.last(&world.targets(), s));
+        let (rest, _) = destination.receive(|s| residual.send(tracker.sent(), s));
+        let read = [first, second, rest].map(|stats| stats.scanned.0);
+        println!("{kind}: read {read:?} pages");
+        assert!(
+            read[0] >= 2048 && read[1] < 100 && read[2] < 100,
+            "{kind}: {read:?}"
+        );
+        verify(&world, &residual, tracker.sent(), &destination);
+    }
+}
