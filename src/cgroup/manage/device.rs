@@ -57,7 +57,7 @@ const fn make_any(kind: Kind) -> Rule {
 }
 
 /// What every container has.
-const GIVEN: [Rule; 10] = [
+const GIVEN: [Rule; 11] = [
     make_any(Kind::Character),
     make_any(Kind::Block),
     // null, zero, full, random, urandom, tty
@@ -70,6 +70,8 @@ const GIVEN: [Rule; 10] = [
     // The terminals of its own devpts, and where new ones come from.
     always(Kind::Character, 136, None),
     always(Kind::Character, 5, Some(2)),
+    // Tunnels of its own network: other runtimes give it too, and whoever mounts /dev/net/tun counts on it.
+    always(Kind::Character, 10, Some(200)),
 ];
 
 /// The rules of a bundle, and after them what every container has.
