@@ -233,6 +233,90 @@ mod pack {
     }
 }
 
+/// Who writes to memory while it is copied.
+#[derive(Debug, Clone, Copy)]
+enum Writer {
+    /// A counter in every page goes on.
+    Counter,
+    /// In every page a value is replaced, and a few pointers are.
+    Redis,
+}
+
+impl Writer {
+    fn write(self, memory: &mut [u8], round: u64) {
+        let mut state = round.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut random = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        for page in memory.chunks_exact_mut(PAGE) {
+            match self {
+                Self::Counter => page[64..72].copy_from_slice(&round.to_le_bytes()),
+                Self::Redis => {
+                    let at = random() as usize % 15 * 256;
+                    for word in page[at..at + 200].chunks_exact_mut(8) {
+                        word.copy_from_slice(&random().to_le_bytes());
+                    }
+                    for _ in 0..3 {
+                        let at = random() as usize % (PAGE / 8) * 8;
+                        let pointer = 0x7f00_0000_0000 + random() % (1 << 30);
+                        page[at..at + 8].copy_from_slice(&pointer.to_le_bytes());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Pages that are sent again and again, without copies of what was sent before and with them: how fast, and how many
+/// bytes that is.
+mod again {
+    use super::*;
+
+    fn by(bencher: Bencher<'_, '_>, writer: Writer, (data, compress, copies): Case) {
+        let mut memory = data.bytes(MUCH / 2);
+        let pool = Pool::with_copies(compress, 2, copies).unwrap();
+        let (mut round, mut wire) = (0, 0);
+        let counter = BytesCount::new(memory.len());
+        bencher.counter(counter).bench_local(|| {
+            writer.write(&mut memory, round);
+            pool.next_round();
+            wire = 0;
+            send(&pool, &memory, &mut |batch| wire += batch.len());
+            round += 1;
+        });
+        let part = 100.0 * wire as f64 / memory.len() as f64;
+        eprintln!(
+            "  {writer:?} {data:?} {compress:?}, {copies} of copies: {part:.2} % on the wire"
+        );
+    }
+
+    type Case = (Data, Compress, Bytes);
+
+    const NONE: Bytes = Bytes(0);
+    const SOME: Bytes = Bytes(64 << 20);
+    const CASES: [Case; 6] = [
+        (Data::Third, Compress::Level(1), NONE),
+        (Data::Third, Compress::Level(1), SOME),
+        (Data::Random, Compress::Level(1), NONE),
+        (Data::Random, Compress::Level(1), SOME),
+        (Data::Random, Compress::None, NONE),
+        (Data::Random, Compress::None, SOME),
+    ];
+
+    #[divan::bench(args = [0, 1, 2, 3, 4, 5])]
+    fn counter(bencher: Bencher<'_, '_>, case: usize) {
+        by(bencher, Writer::Counter, CASES[case]);
+    }
+
+    #[divan::bench(args = [0, 1, 2, 3, 4, 5])]
+    fn redis(bencher: Bencher<'_, '_>, case: usize) {
+        by(bencher, Writer::Redis, CASES[case]);
+    }
+}
+
 /// Batches into the destination's store, on tmpfs: pages that are new to it, and such that it has.
 #[divan::bench(args = ["new", "again"])]
 fn store(bencher: Bencher<'_, '_>, pages: &str) {

@@ -64,6 +64,7 @@ impl Held {
             page_server,
             hide,
         } = standby;
+        rounds.rounds_are_over();
         let step = spans.begin("scan memory");
         let residual = match hide {
             Some(table) => Some(rounds.residual(&table, out)?),

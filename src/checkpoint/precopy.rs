@@ -40,15 +40,22 @@ impl Precopy {
         })
     }
 
-    /// One round: the pages that are new or changed go through `out` as frames.
+    /// One round: the pages that are new or changed go through `out` as frames. The destination must have acknowledged
+    /// the round before.
     ///
     /// # Errors
     /// When the processes cannot be listed, or `out` fails.
     pub fn round(&mut self, out: &SharedOut<'_>) -> Result<RoundStats, CheckpointError> {
         let targets = targets(&self.cgroup)?;
+        self.pool.next_round();
         let mut piece = |frame| out(frame);
         let mut sender = Sender::new(&self.pool, &mut piece);
         self.tracker.round(&targets, &mut sender).map_err(memory)
+    }
+
+    /// All that was sent in rounds has been acknowledged, and the tasks are frozen.
+    pub(super) fn rounds_are_over(&self) {
+        self.pool.next_round();
     }
 
     /// The last look, at frozen tasks: what they have, and what of it is unsent. CRIU is told not to see it.

@@ -143,6 +143,16 @@ pub enum MemoryError {
         /// Its address.
         vaddr: u64,
     },
+    /// What has changed in pages was told, and does not make of what is here what was meant.
+    #[error(
+        "the changes of the pages at {vaddr:#x} of {space} do not fit what was sent of them before: the memory of one of the hosts may be faulty; move it again"
+    )]
+    Changes {
+        /// The space.
+        space: Space,
+        /// The first page's address.
+        vaddr: u64,
+    },
     /// The list of a space's pages is not what a list must be.
     #[error("the list of the pages of {space} is {what}")]
     List {

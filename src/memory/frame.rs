@@ -19,13 +19,17 @@
 //! | 3 | zero run | pages | – | – |
 //! | 4 | unchanged run | pages | – | – |
 //! | 5 | list | entries | per entry u64 address, u32 pages, u32 CRIU's flags | the entries |
+//! | 6 | changes | pages | the pages XOR what was sent of them before | the pages |
 //!
 //! **Integrity.** That nobody between the hosts has touched the bytes is TLS's to say. The checksum is over what is
 //! meant, not over what is sent (a packed frame's is over its header alone, its frames have their own): it tells of a
 //! faulty compressor and of a fault in the memory of either host, for which it need not be a cryptographic one.
 //!
 //! **Order.** A page comes at most once per round. Frames of one round may overtake each other; a round must be
-//! acknowledged as a whole before the next begins, or an old page could replace a new one.
+//! acknowledged as a whole before the next begins, or an old page could replace a new one. For the same reason changes
+//! are told against what an earlier round has sent, and a frame of them must not be applied twice.
+
+mod changes;
 
 use std::io;
 
@@ -34,6 +38,9 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use super::MemoryError;
 use super::space::{Entry, PageFlags, Space, is_run};
 use crate::model::PAGE_SIZE;
+
+pub(super) use changes::xor;
+pub use changes::{Changes, seal_changes};
 
 /// The longest run of pages with bytes, and the most pages of a batch (512 KiB).
 pub const RUN_PAGES: u64 = 128;
@@ -56,6 +63,7 @@ const PACKED: u8 = 2;
 const ZERO: u8 = 3;
 const UNCHANGED: u8 = 4;
 const LIST: u8 = 5;
+const CHANGES: u8 = 6;
 
 /// A frame's meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,6 +95,8 @@ pub enum Frame<'a> {
         /// How many.
         pages: u64,
     },
+    /// Pages, told by what has changed in them.
+    Changes(Changes<'a>),
     /// A part of the list of the pages a space has at the end.
     List {
         /// Whose.
@@ -263,7 +273,7 @@ fn meaning<'a>(header: &Header, payload: &'a [u8]) -> Result<Frame<'a>, MemoryEr
     let wrong = |what| damaged(payload, what);
     let space = Space::from_parts(header.space_type, header.space_id);
     let space = space.ok_or_else(|| wrong("there is no such space"))?;
-    if header.checksum != header.checksum_of(payload) {
+    if header.kind != CHANGES && header.checksum != header.checksum_of(payload) {
         return Err(wrong("its checksum is wrong"));
     }
     let (vaddr, pages) = (header.first, u64::from(header.count));
@@ -283,6 +293,12 @@ fn meaning<'a>(header: &Header, payload: &'a [u8]) -> Result<Frame<'a>, MemoryEr
             vaddr,
             pages,
         }),
+        CHANGES => Ok(Frame::Changes(Changes {
+            space,
+            vaddr,
+            xor: payload,
+            header: *header,
+        })),
         LIST => Ok(Frame::List {
             space,
             first: header.first,
@@ -307,7 +323,7 @@ fn entries(content: &[u8]) -> Option<Vec<Entry>> {
     content.chunks_exact(ENTRY).map(entry).collect()
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Header {
     kind: u8,
     space_type: u8,
@@ -382,7 +398,7 @@ impl Header {
         }
         let (count, length) = (u64::from(header.count), u64::from(header.length));
         let (most, fitting) = match header.kind {
-            PAGES => (RUN_PAGES, length == count * PAGE_SIZE),
+            PAGES | CHANGES => (RUN_PAGES, length == count * PAGE_SIZE),
             PACKED => (BATCH_FRAMES as u64, length < header.first),
             ZERO | UNCHANGED => (MARK_PAGES, length == 0),
             LIST => (LIST_ENTRIES as u64, length == count * ENTRY as u64),

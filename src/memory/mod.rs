@@ -12,8 +12,10 @@
 //! ```
 //!
 //! Frames may go over several connections at once. Within a round a page is sent at most once, so their order is
-//! free; a round must be acknowledged as a whole before the next one begins.
+//! free; a round must be acknowledged as a whole before the next one begins. A page that is sent again goes as what has
+//! changed in it since, where the source still has a copy of what it sent.
 
+mod copies;
 mod error;
 pub mod fill;
 pub mod frame;
@@ -35,7 +37,7 @@ pub mod tracker;
 pub mod wire;
 
 pub use error::MemoryError;
-pub use frame::{Decoder, Frame, LONGEST_BATCH};
+pub use frame::{Changes, Decoder, Frame, LONGEST_BATCH};
 pub use link::{Placed, link_images};
 pub use page_server::{PageServer, PageSink, Served, Stopper};
 pub use pool::Pool;

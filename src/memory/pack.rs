@@ -1,9 +1,13 @@
-//! A batch of pages becomes the bytes of its frames: zeros found, compressed where that is worth while.
+//! A batch of pages becomes the bytes of its frames: zeros found, and what changed little since it was sent; compressed
+//! where that is worth while.
 
 use std::time::{Duration, Instant};
 
 use super::MemoryError;
-use super::frame::{BATCH_FRAMES, HEADER, LONGEST_BATCH, RUN_PAGES, packed, seal_pages, zero};
+use super::copies::Copies;
+use super::frame::{
+    BATCH_FRAMES, HEADER, LONGEST_BATCH, RUN_PAGES, packed, seal_changes, seal_pages, zero,
+};
 use super::space::Space;
 use crate::model::{PAGE_SIZE, Pages};
 
@@ -107,6 +111,8 @@ pub(super) struct Done {
     pub(super) spare: Vec<u8>,
     /// Pages whose bytes went into it.
     pub(super) pages: Pages,
+    /// Those of them of which only the changes did.
+    pub(super) changed: Pages,
     /// Pages found to be all zero.
     pub(super) zero: Pages,
     /// How long its bytes were before they were compressed, and how long that took.
@@ -119,6 +125,19 @@ pub(super) struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
     sampler: zstd::bulk::Compressor<'static>,
     level: i32,
+    /// What each page of the batch goes as, and the changes of those that go so: without and with their frames.
+    sorts: Vec<Sort>,
+    xor: Vec<u8>,
+    changes: Vec<u8>,
+    change_frames: usize,
+}
+
+/// What a page goes as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sort {
+    Zero,
+    Changes,
+    Whole,
 }
 
 impl Packer {
@@ -129,41 +148,140 @@ impl Packer {
             compressor: zstd::bulk::Compressor::new(level).map_err(failed)?,
             sampler: zstd::bulk::Compressor::new(level).map_err(failed)?,
             level,
+            sorts: Vec::new(),
+            xor: Vec::new(),
+            changes: Vec::new(),
+            change_frames: 0,
         })
     }
 
     /// The frames of a batch, compressed at this level, or not at all at level 0. `spare` is a buffer to be used.
     pub(super) fn pack(
         &mut self,
-        mut batch: Batch,
+        batch: Batch,
         spare: Vec<u8>,
         level: i32,
+        copies: &Copies,
     ) -> Result<Done, MemoryError> {
-        let zeros = batch.runs.iter().any(|run| {
-            let mut pages = batch.bytes_of(run).chunks_exact(PAGE);
-            pages.any(|page| page == ZERO_PAGE)
-        });
-        let (mut batch, mut spare, found) = if zeros {
-            split_zeros(batch, spare)
+        self.sort(&batch, copies);
+        let zero = self.count(Sort::Zero);
+        let changed = self.count(Sort::Changes);
+        let (mut batch, mut spare) = if zero + changed > 0 {
+            (self.split(&batch, spare), batch.bytes)
         } else {
+            let mut batch = batch;
             batch.seal();
-            (batch, spare, Pages(0))
+            (batch, spare)
         };
         let mut done = Done {
-            pages: Pages(batch.pages as u64),
-            zero: found,
+            pages: Pages(batch.pages as u64) + Pages(changed),
+            zero: Pages(zero),
+            changed: Pages(changed),
             plain: batch.bytes.len(),
             ..Done::default()
         };
-        if level != 0 {
+        if level != 0 && !batch.is_empty() {
             let begin = Instant::now();
             if self.compress(&batch, &mut spare, level)? {
                 std::mem::swap(&mut batch.bytes, &mut spare);
             }
             done.compressing = begin.elapsed();
         }
+        self.add_changes(&mut batch.bytes);
         (done.bytes, done.spare) = (batch.bytes, spare);
         Ok(done)
+    }
+
+    /// Finds out as what each page of a batch goes.
+    fn sort(&mut self, batch: &Batch, copies: &Copies) {
+        self.sorts.clear();
+        self.xor.clear();
+        self.changes.clear();
+        self.change_frames = 0;
+        for run in &batch.runs {
+            let mut vaddr = run.vaddr;
+            for page in batch.bytes_of(run).chunks_exact(PAGE) {
+                let sort = if page == ZERO_PAGE {
+                    copies.forget(run.space, vaddr, 1);
+                    Sort::Zero
+                } else if copies.send(run.space, vaddr, page, &mut self.xor) {
+                    Sort::Changes
+                } else {
+                    Sort::Whole
+                };
+                self.sorts.push(sort);
+                vaddr += PAGE_SIZE;
+            }
+        }
+    }
+
+    fn count(&self, sort: Sort) -> u64 {
+        self.sorts.iter().filter(|one| **one == sort).count() as u64
+    }
+
+    /// The same batch, sealed, with marks for the pages that are zero and without those of which only the changes go:
+    /// their frames are in `changes` then.
+    fn split(&mut self, old: &Batch, spare: Vec<u8>) -> Batch {
+        let mut new = Batch::new(spare);
+        // The marks stay what they are.
+        new.frames = old.frames - old.runs.len();
+        let (mut sorts, mut xor) = (&self.sorts[..], &self.xor[..]);
+        let mut copied = 0;
+        for run in &old.runs {
+            // Marks between the runs.
+            new.bytes.extend_from_slice(&old.bytes[copied..run.at]);
+            copied = run.at + HEADER + run.pages * PAGE;
+            let (own, others) = sorts.split_at(run.pages);
+            sorts = others;
+            let mut vaddr = run.vaddr;
+            let mut bytes = old.bytes_of(run);
+            for part in own.chunk_by(|a, b| a == b) {
+                let (here, rest) = bytes.split_at(part.len() * PAGE);
+                bytes = rest;
+                match part[0] {
+                    Sort::Zero => {
+                        let frame = zero(run.space, vaddr, part.len() as u64);
+                        new.bytes.extend_from_slice(&frame);
+                        new.frames += 1;
+                    }
+                    Sort::Whole => new.whole(run.space, vaddr, here),
+                    Sort::Changes => {
+                        let (these, rest) = xor.split_at(here.len());
+                        xor = rest;
+                        let at = self.changes.len();
+                        self.changes.extend_from_slice(&[0; HEADER]);
+                        self.changes.extend_from_slice(these);
+                        seal_changes(&mut self.changes[at..], run.space, vaddr, here);
+                        self.change_frames += 1;
+                    }
+                }
+                vaddr += here.len() as u64;
+            }
+        }
+        new.bytes.extend_from_slice(&old.bytes[copied..]);
+        new.seal();
+        new
+    }
+    /// Adds the frames of changes behind the others, packed whatever the level: they are mostly zeros, which costs next
+    /// to nothing.
+    fn add_changes(&mut self, bytes: &mut Vec<u8>) {
+        let (at, length) = (bytes.len(), self.changes.len());
+        if length == 0 {
+            return;
+        }
+        bytes.resize(at + HEADER + length, 0);
+        let target = &mut bytes[at + HEADER..];
+        match self.sampler.compress_to_buffer(&self.changes, target) {
+            Ok(compressed) if compressed < length => {
+                bytes.truncate(at + HEADER + compressed);
+                let header = packed(self.change_frames, length, compressed);
+                bytes[at..][..HEADER].copy_from_slice(&header);
+            }
+            _ => {
+                bytes.truncate(at);
+                bytes.extend_from_slice(&self.changes);
+            }
+        }
     }
 
     /// Compresses a batch into `out`, where that is worth while.
@@ -228,6 +346,21 @@ impl Packer {
 }
 
 impl Batch {
+    /// Adds a run of pages, its header to be filled in.
+    fn whole(&mut self, space: Space, vaddr: u64, bytes: &[u8]) {
+        let (at, pages) = (self.bytes.len(), bytes.len() / PAGE);
+        self.bytes.extend_from_slice(&[0; HEADER]);
+        self.bytes.extend_from_slice(bytes);
+        self.runs.push(Run {
+            space,
+            vaddr,
+            at,
+            pages,
+        });
+        self.pages += pages;
+        self.frames += 1;
+    }
+
     /// Fills in the headers of the pages' frames.
     fn seal(&mut self) {
         for run in &self.runs {
@@ -235,46 +368,6 @@ impl Batch {
             seal_pages(frame, run.space, run.vaddr);
         }
     }
-}
-
-/// The same batch with marks for the pages that are zero, sealed; the old buffer; and how many such pages there were.
-fn split_zeros(old: Batch, spare: Vec<u8>) -> (Batch, Vec<u8>, Pages) {
-    let mut new = Batch::new(spare);
-    let mut found = 0;
-    let mut copied = 0;
-    for run in &old.runs {
-        // Marks between the runs.
-        new.bytes.extend_from_slice(&old.bytes[copied..run.at]);
-        copied = run.at + HEADER + run.pages * PAGE;
-        let pages: Vec<&[u8]> = old.bytes_of(run).chunks_exact(PAGE).collect();
-        let mut vaddr = run.vaddr;
-        for part in pages.chunk_by(|a, b| (*a == ZERO_PAGE) == (*b == ZERO_PAGE)) {
-            let at = new.bytes.len();
-            if part[0] == ZERO_PAGE {
-                found += part.len();
-                let frame = zero(run.space, vaddr, part.len() as u64);
-                new.bytes.extend_from_slice(&frame);
-            } else {
-                new.bytes.extend_from_slice(&[0; HEADER]);
-                part.iter()
-                    .for_each(|page| new.bytes.extend_from_slice(page));
-                new.pages += part.len();
-                new.runs.push(Run {
-                    space: run.space,
-                    vaddr,
-                    at,
-                    pages: part.len(),
-                });
-            }
-            new.frames += 1;
-            vaddr += part.len() as u64 * PAGE_SIZE;
-        }
-        new.frames -= 1;
-    }
-    new.frames += old.frames;
-    new.bytes.extend_from_slice(&old.bytes[copied..]);
-    new.seal();
-    (new, old.bytes, Pages(found as u64))
 }
 
 #[cfg(test)]

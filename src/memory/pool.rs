@@ -15,12 +15,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use super::MemoryError;
+use super::copies::Copies;
 use super::level::Level;
 use super::pack::{Batch, Done, Packer};
-use crate::model::Compress;
+use crate::model::{Bytes, Compress};
 
 /// The most threads: beyond that the reader of the memory is the slowest.
 const MOST_WORKERS: usize = 4;
+
+/// What copies of pages that were sent may take, for whoever asks for nothing else.
+const COPIES: Bytes = Bytes(64 << 20);
 
 /// Threads that turn pages into frames, and what they know from one round to the next.
 #[derive(Debug)]
@@ -33,6 +37,7 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     level: Level,
+    copies: Copies,
     spare: Mutex<Vec<Vec<u8>>>,
     most_spare: usize,
 }
@@ -79,10 +84,23 @@ impl Pool {
     /// # Errors
     /// As [`Pool::new`].
     pub fn with_workers(compress: Compress, workers: usize) -> Result<Self, MemoryError> {
+        Self::with_copies(compress, workers, COPIES)
+    }
+
+    /// The same, and copies of pages that were sent take no more than `limit`: of nothing, there are none.
+    ///
+    /// # Errors
+    /// As [`Pool::new`].
+    pub fn with_copies(
+        compress: Compress,
+        workers: usize,
+        limit: Bytes,
+    ) -> Result<Self, MemoryError> {
         let (jobs, queue) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
         let shared = Arc::new(Shared {
             level: Level::new(compress, workers),
+            copies: Copies::new(limit),
             spare: Mutex::default(),
             most_spare: 2 * workers + 4,
         });
@@ -101,6 +119,17 @@ impl Pool {
             pool.workers.push(worker);
         }
         Ok(pool)
+    }
+
+    /// The destination has acknowledged everything that was sent so far: pages that are sent again may go as what has
+    /// changed in them. Whoever never says so sends whole pages.
+    pub fn next_round(&self) {
+        self.shared.copies.next_round();
+    }
+
+    /// Copies of what was sent.
+    pub(super) fn copies(&self) -> &Copies {
+        &self.shared.copies
     }
 
     /// The most batches that are on their way at once.
@@ -157,7 +186,7 @@ fn work(queue: &Mutex<Receiver<Job>>, shared: &Shared, mut packer: Packer) {
         let Ok(Job { batch, reply }) = next else {
             return;
         };
-        let done = packer.pack(batch, shared.spare(), shared.level.now());
+        let done = packer.pack(batch, shared.spare(), shared.level.now(), &shared.copies);
         let done = done.map(|mut done| {
             shared.level.packed(done.plain, done.compressing);
             shared.keep(std::mem::take(&mut done.spare));

@@ -20,6 +20,8 @@ pub type Out<'a> = dyn FnMut(Vec<u8>) -> io::Result<()> + Send + 'a;
 pub struct Sent {
     /// Pages whose bytes went out.
     pub pages: Pages,
+    /// Those of them of which only what had changed did.
+    pub changed: Pages,
     /// Pages told to be zero.
     pub zero: Pages,
     /// Pages told to be unchanged.
@@ -34,6 +36,7 @@ impl Sent {
     pub fn with(self, other: Self) -> Self {
         Self {
             pages: self.pages + other.pages,
+            changed: self.changed + other.changed,
             zero: self.zero + other.zero,
             unchanged: self.unchanged + other.unchanged,
             wire: self.wire + other.wire,
@@ -190,6 +193,8 @@ impl<'a> Sender<'a> {
         let frame = match mark.seen {
             Seen::Zero => {
                 self.sent.zero += Pages(mark.pages);
+                let copies = self.pool.copies();
+                copies.forget(mark.space, mark.vaddr, mark.pages);
                 frame::zero(mark.space, mark.vaddr, mark.pages)
             }
             _ => {
@@ -230,6 +235,7 @@ impl<'a> Sender<'a> {
         self.away -= 1;
         let done = done?;
         self.sent.pages += done.pages;
+        self.sent.changed += done.changed;
         self.sent.zero += done.zero;
         self.send(done.bytes)
     }

@@ -223,6 +223,14 @@ mod test {
             } => {
                 format!("{space}: {} pages at {vaddr:#x}", bytes.len() / PAGE)
             }
+            Frame::Changes(changes) => {
+                format!(
+                    "{}: {} changed at {:#x}",
+                    changes.space,
+                    changes.pages(),
+                    changes.vaddr
+                )
+            }
             Frame::List {
                 space,
                 entries,

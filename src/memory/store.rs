@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::frame::Changes;
 use super::presence::Presence;
 use super::space::{Entry, Space};
 use super::{Decoder, Frame, MemoryError};
@@ -113,6 +114,7 @@ impl PageStore {
                 vaddr,
                 pages,
             } => self.unchanged(*space, *vaddr, *pages),
+            Frame::Changes(changes) => self.change(changes),
             Frame::List {
                 space,
                 first,
@@ -137,6 +139,18 @@ impl PageStore {
         }
         let written = stored.file.write_all_at(bytes, vaddr);
         written.map_err(self.failed("keep a page"))
+    }
+
+    /// Keeps what has become of pages that are here.
+    pub fn change(&self, changes: &Changes<'_>) -> Result<(), MemoryError> {
+        let (space, vaddr) = (changes.space, changes.vaddr);
+        self.unchanged(space, vaddr, changes.pages())?;
+        let stored = self.space(space)?;
+        let mut pages = vec![0; (changes.pages() * PAGE_SIZE) as usize];
+        let read = read_sparse(&stored.file, &mut pages, vaddr);
+        read.map_err(self.failed("read a page"))?;
+        changes.apply(&mut pages)?;
+        self.write(space, vaddr, &pages)
     }
 
     /// Keeps pages of zeros; they cost no memory.
@@ -318,6 +332,20 @@ impl State {
             Err(wrong("out of order"))
         }
     }
+}
+
+/// Reads from a file that may end before, in a buffer of zeros.
+fn read_sparse(file: &File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match file.read_at(&mut buffer[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Gives the memory of a range of a file back; it reads as zeros from now on.

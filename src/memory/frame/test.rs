@@ -18,6 +18,14 @@ fn pages(space: Space, vaddr: u64, bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
+/// What makes of pages others.
+fn changes(vaddr: u64, before: &[u8], now: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0; HEADER];
+    frame.extend(before.iter().zip(now).map(|(before, now)| before ^ now));
+    seal_changes(&mut frame, TASK, vaddr, now);
+    frame
+}
+
 /// These frames as one that is packed.
 fn pack(frames: &[&[u8]]) -> Vec<u8> {
     let content = frames.concat();
@@ -155,6 +163,46 @@ fn a_bit_flipped_anywhere_is_noticed() {
     }
 }
 
+/// What comes out of a frame of changes, applied to these pages.
+fn applied(frame: &[u8], before: &[u8]) -> Result<Vec<u8>, MemoryError> {
+    let mut pages = before.to_vec();
+    let mut decoder = Decoder::new().unwrap();
+    decoder.decode(frame, &mut |frame| match frame {
+        Frame::Changes(changes) => changes.apply(&mut pages),
+        other => panic!("{other:?}"),
+    })?;
+    Ok(pages)
+}
+
+#[test]
+fn changes_make_what_was_meant_or_are_noticed() {
+    let before = noise(3, 1);
+    let mut now = before.clone();
+    now[5000..5100].fill(9);
+    let frame = changes(0x7000, &before, &now);
+    assert_eq!(applied(&frame, &before).unwrap(), now);
+    assert_eq!(applied(&pack(&[&frame]), &before).unwrap(), now);
+    let mut other = before.clone();
+    other[0] ^= 1;
+    for wrong in [&other[..], &now, &before[..2 * PAGE], &noise(4, 1), &[]] {
+        assert!(applied(&frame, wrong).is_err());
+    }
+    for cut in 1..HEADER + 2 {
+        assert!(applied(&frame[..frame.len() - cut], &before).is_err());
+    }
+    for bit in (0..frame.len() * 8).step_by(7).chain(0..HEADER * 8) {
+        let mut damaged = frame.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        let mut decoder = Decoder::new().unwrap();
+        let damaged = decoder.decode(&damaged, &mut |frame| match frame {
+            Frame::Changes(changes) => changes.apply(&mut before.clone()),
+            // Another kind is told by its checksum.
+            _ => Ok(()),
+        });
+        assert!(damaged.is_err(), "bit {bit}");
+    }
+}
+
 /// A frame that is right in every respect but one, which the checksum cannot tell.
 fn forged(change: impl FnOnce(&mut Header), payload: &[u8]) -> Vec<u8> {
     let mut header = Header::new(PAGES, TASK, 1, 0, 0, payload.len());
@@ -169,7 +217,7 @@ fn a_frame_with_a_right_checksum_and_wrong_numbers_is_refused() {
     assert!(decode(&forged(|_| {}, &page)).is_ok());
     let wrong: [fn(&mut Header); 9] = [
         |h| h.kind = 0,
-        |h| h.kind = 6,
+        |h| h.kind = 7,
         |h| h.space_type = 0,
         |h| h.space_id = 0,
         |h| h.count = 2,
@@ -236,10 +284,12 @@ fn random_bytes_are_frames_or_an_error() {
         pages(TASK, 0x3000, &noise(1, 2)),
         zero(TASK, 0, 9).to_vec(),
         list(TASK, &[entry(3)]).remove(0),
+        changes(0x3000, &[0; 2 * PAGE], &noise(2, 3)),
+        pack(&[&changes(0x3000, &[0; PAGE], &[3; PAGE])]),
         pack(&[&zero(TASK, 0, 9), &pages(TASK, 0x3000, &vec![7; PAGE])]),
         pack(&[&list(TASK, &[entry(1); 40])[0]]),
     ];
-    let mut understood = 0;
+    let (mut understood, mut changed) = (0, 0);
     crate::memory::fuzz::run(3_000, || {
         let mut bytes = good[random.random_range(0..good.len())].clone();
         for _ in 0..random.random_range(0..4) {
@@ -269,10 +319,16 @@ fn random_bytes_are_frames_or_an_error() {
             if let Frame::Pages { bytes, .. } = frame {
                 assert!(!bytes.is_empty() && bytes.len() <= RUN_BYTES);
             }
+            if let Frame::Changes(changes) = frame {
+                assert!((1..=RUN_PAGES).contains(&changes.pages()));
+                let mut pages = vec![0; changes.pages() as usize * PAGE];
+                changed += usize::from(changes.apply(&mut pages).is_ok());
+            }
             Ok(())
         });
     });
     assert!(understood > 100, "everything was refused: {understood}");
+    assert!(changed > 10, "no changes could be applied: {changed}");
 }
 
 proptest! {

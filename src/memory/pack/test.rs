@@ -1,5 +1,6 @@
 use super::*;
 use crate::memory::{Decoder, Frame};
+use crate::model::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -42,7 +43,7 @@ fn meant(done: &Done) -> BTreeMap<u64, Vec<u8>> {
                 }
             }
             Frame::Unchanged { .. } => {}
-            Frame::List { .. } => panic!("{frame:?}"),
+            Frame::Changes(_) | Frame::List { .. } => panic!("{frame:?}"),
         }
         Ok(())
     };
@@ -56,7 +57,9 @@ fn packed_at(level: i32, pages: &[(u64, Vec<u8>)]) -> Done {
         assert_eq!(batch.take(TASK, *vaddr, bytes), PAGE);
     }
     let mut packer = Packer::new().unwrap();
-    packer.pack(batch, vec![7; 100], level).unwrap()
+    packer
+        .pack(batch, vec![7; 100], level, &Copies::new(Bytes(0)))
+        .unwrap()
 }
 
 #[test]
@@ -93,7 +96,11 @@ fn a_full_batch_takes_no_more_and_is_a_batch_all_the_same() {
         );
     }
     assert_eq!(taken, RUN_PAGES);
-    let done = Packer::new().unwrap().pack(batch, Vec::new(), 0).unwrap();
+    let copies = Copies::new(Bytes(0));
+    let done = Packer::new()
+        .unwrap()
+        .pack(batch, Vec::new(), 0, &copies)
+        .unwrap();
     assert!(done.bytes.len() <= LONGEST_BATCH);
     assert_eq!(meant(&done).len() as u64, taken);
     let mut marks = Batch::new(Vec::new());

@@ -120,3 +120,142 @@ fn marks_of_either_kind_are_one_frame_per_run() {
     );
     assert_eq!(wire, 2 * frame::HEADER);
 }
+
+/// What happens to a page between two rounds.
+#[derive(Debug, Clone, Copy)]
+enum Happens {
+    Word(u16),
+    Much,
+    Zeros,
+    Nothing,
+}
+
+/// A sender over many rounds, and the store that has taken them.
+struct Rounds {
+    pool: Pool,
+    store: PageStore,
+    memory: Vec<u8>,
+    _directory: tempfile::TempDir,
+}
+
+impl Rounds {
+    fn new(compress: Compress, pages: usize, copies: Bytes) -> Self {
+        let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+        Self {
+            pool: Pool::with_copies(compress, 2, copies).unwrap(),
+            store: PageStore::create(directory.path(), Bytes(64 << 20)).unwrap(),
+            memory: noise(pages),
+            _directory: directory,
+        }
+    }
+
+    /// One round, in which so much happens before it, to the pages in turn.
+    fn round(&mut self, happens: &[Happens], salt: u64) -> Sent {
+        let mut dirty = Vec::new();
+        for (number, page) in self.memory.chunks_mut(PAGE).enumerate() {
+            match happens.get(number % happens.len().max(1)) {
+                Some(Happens::Word(at)) => {
+                    page[usize::from(*at) % PAGE] ^= salt as u8 | 1;
+                }
+                Some(Happens::Much) => page.iter_mut().for_each(|byte| *byte ^= salt as u8 | 1),
+                Some(Happens::Zeros) => page.fill(0),
+                Some(Happens::Nothing) => continue,
+                None => {}
+            }
+            dirty.push(number);
+        }
+        let mut decoder = Decoder::new().unwrap();
+        let store = &self.store;
+        let mut out = |batch: Vec<u8>| store.take(&mut decoder, &batch).map_err(io::Error::other);
+        self.pool.next_round();
+        let mut sender = Sender::new(&self.pool, &mut out);
+        for number in dirty {
+            let page = &self.memory[number * PAGE..][..PAGE];
+            let seen = if number % 3 == 0 && page.iter().all(|byte| *byte == 0) {
+                Seen::Zero
+            } else {
+                Seen::Changed
+            };
+            sender
+                .pages(TASK, (number * PAGE) as u64, page, &mut |_, _| seen)
+                .unwrap();
+        }
+        sender.flush().unwrap();
+        sender.sent()
+    }
+
+    fn stored(&self) -> Vec<u8> {
+        let mut stored = vec![0; self.memory.len()];
+        let file = &self.store.known(TASK).unwrap().file;
+        // Pages of zeros at the end are behind the file's.
+        let length = (file.metadata().unwrap().len() as usize).min(stored.len());
+        std::os::unix::fs::FileExt::read_exact_at(file, &mut stored[..length], 0).unwrap();
+        stored
+    }
+}
+
+#[test]
+fn a_page_that_is_sent_again_goes_as_what_has_changed() {
+    for compress in [Compress::None, Compress::Level(1)] {
+        let mut rounds = Rounds::new(compress, 1000, Bytes(16 << 20));
+        let whole = rounds.round(&[], 0);
+        assert_eq!((whole.pages, whole.changed), (Pages(1000), Pages(0)));
+        for salt in 1..4 {
+            let again = rounds.round(&[Happens::Word(17), Happens::Nothing], salt);
+            assert_eq!((again.pages, again.changed), (Pages(500), Pages(500)));
+            assert!(again.wire.0 * 40 < 500 * PAGE_SIZE, "{}", again.wire.0);
+            assert!(rounds.stored() == rounds.memory);
+        }
+        let much = rounds.round(&[Happens::Much], 9);
+        assert_eq!((much.pages, much.changed), (Pages(1000), Pages(0)));
+        assert!(rounds.stored() == rounds.memory);
+    }
+}
+
+#[test]
+fn without_a_round_between_there_is_nothing_to_tell_changes_against() {
+    let mut rounds = Rounds::new(Compress::None, 10, Bytes(16 << 20));
+    rounds.round(&[], 0);
+    let bytes = rounds.memory.clone();
+    let mut out = |_: Vec<u8>| Ok(());
+    let mut sender = Sender::new(&rounds.pool, &mut out);
+    for _ in 0..2 {
+        sender
+            .pages(TASK, 0, &bytes, &mut |_, _| Seen::Changed)
+            .unwrap();
+        sender.flush().unwrap();
+    }
+    assert_eq!(sender.sent().changed, Pages(0));
+}
+
+mod property {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn happens() -> impl Strategy<Value = Happens> {
+        prop_oneof![
+            4 => any::<u16>().prop_map(Happens::Word),
+            1 => Just(Happens::Much),
+            1 => Just(Happens::Zeros),
+            2 => Just(Happens::Nothing),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_rounds_end_with_the_memory_as_it_is(
+            rounds in prop::collection::vec(prop::collection::vec(happens(), 1..40), 1..6),
+            pages in 1usize..300,
+            copies in prop::sample::select(vec![0u64, 100 << 10, 1 << 20, 8 << 20]),
+            compress in prop::sample::select(vec![Compress::None, Compress::Level(1)]),
+        ) {
+            let mut run = Rounds::new(compress, pages, Bytes(copies));
+            run.round(&[], 0);
+            for (salt, happens) in rounds.iter().enumerate() {
+                run.round(happens, salt as u64 + 1);
+                prop_assert!(run.stored() == run.memory);
+            }
+        }
+    }
+}

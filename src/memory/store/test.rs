@@ -1,5 +1,6 @@
 use super::*;
 use crate::memory::PageFlags;
+use crate::memory::frame::{HEADER, seal_changes};
 use std::os::unix::fs::MetadataExt;
 
 const PAGE: usize = PAGE_SIZE as usize;
@@ -78,6 +79,47 @@ fn unchanged_pages_must_be_here() {
     assert!(matches!(
         store.unchanged(TASK, 0x1000, 5),
         Err(MemoryError::PageMissing { vaddr: 0x5000, .. })
+    ));
+}
+
+/// Has the store take what makes of pages others.
+fn change(store: &PageStore, vaddr: u64, before: &[u8], now: &[u8]) -> Result<(), MemoryError> {
+    let mut frame = vec![0; HEADER];
+    frame.extend(before.iter().zip(now).map(|(before, now)| before ^ now));
+    seal_changes(&mut frame, TASK, vaddr, now);
+    store.take(&mut Decoder::new().unwrap(), &frame)
+}
+
+#[test]
+fn changes_are_of_what_is_here_or_change_nothing() {
+    let (store, _directory) = store(1 << 20);
+    let (one, two, zero) = ([1; PAGE], [2; PAGE], [0; PAGE]);
+    let missing = change(&store, 0x1000, &one, &two);
+    assert!(matches!(
+        missing,
+        Err(MemoryError::PageMissing { vaddr: 0x1000, .. })
+    ));
+    store.write(TASK, 0x1000, &one).unwrap();
+    let used = store.used();
+    change(&store, 0x1000, &one, &two).unwrap();
+    assert_eq!(page_of(&store, 0x1000), two);
+    // They come once.
+    let again = change(&store, 0x1000, &one, &two);
+    assert!(matches!(
+        again,
+        Err(MemoryError::Changes { vaddr: 0x1000, .. })
+    ));
+    assert_eq!(page_of(&store, 0x1000), two);
+    assert_eq!(store.used(), used);
+    // A page of zeros is behind the end of the file.
+    store.zero(TASK, 0x9000, 1).unwrap();
+    change(&store, 0x9000, &zero, &one).unwrap();
+    assert_eq!(page_of(&store, 0x9000), one);
+    assert_eq!(store.used().0, used.0 + PAGE_SIZE);
+    let beyond = change(&store, 0x1000, &[2; 2 * PAGE], &[3; 2 * PAGE]);
+    assert!(matches!(
+        beyond,
+        Err(MemoryError::PageMissing { vaddr: 0x2000, .. })
     ));
 }
 
