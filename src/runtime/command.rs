@@ -73,6 +73,8 @@ impl Command {
     ) -> Result<(), StepError> {
         let user = self.process.user();
         hand_over_stdio(user);
+        // Before the filter, which may not know so new a call. What is opened from now on ends at exec anyway.
+        process::close_on_exec_from(3 + self.preserve)?;
         let no_new_privileges = self.process.no_new_privileges().unwrap_or(false);
         if no_new_privileges {
             prctl::set_no_new_privs().map_err(|e| format!("no_new_privs: {e}"))?;
@@ -90,15 +92,15 @@ impl Command {
             self.enter()?;
         }
         check_directory()?;
+        // A change of the user makes a process dumpable where the host is set so.
+        prctl::set_dumpable(false).map_err(|e| format!("hide: {e}"))?;
         if no_new_privileges {
             listener = self.load_filter()?;
         }
         if let Some(listener) = listener {
             tell(&listener)?;
         }
-        // A change of the user makes a process dumpable for its new self.
-        prctl::set_dumpable(false).map_err(|e| format!("hide: {e}"))?;
-        Ok(process::close_on_exec_from(3 + self.preserve)?)
+        Ok(())
     }
 
     fn enter(&self) -> Result<(), StepError> {
