@@ -52,7 +52,8 @@ pub const FIRST: [Mount; 2] = [
         filesystem: Some("tmpfs"),
         target: "/dev",
         flags: WITH_DEVICES,
-        options: "mode=755,size=65536k",
+        // Empty files cost the kernel's memory and count as nothing: their number is limited too.
+        options: "mode=755,size=65536k,nr_inodes=65536",
         mode: 0o755,
     },
 ];
