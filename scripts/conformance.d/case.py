@@ -63,6 +63,11 @@ class Container:
         self.cgroup = f"/godwit-conformance/{self.id}"
         self.config = bundle.config(self.cgroup)
         self.log = self.directory / "log"
+        self.template = root
+
+    def another(self):
+        """One more container of the same runtime."""
+        return Container(self.runtime, f"{self.directory}-other", self.template)
 
     # ---- what a case changes
 

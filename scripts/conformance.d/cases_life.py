@@ -2,9 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 
-from case import Failed, case, expect, expect_in
+from case import PATIENCE, Failed, case, expect, expect_in
 
 
 @case("create, start, kill, delete", "runtime.md: lifecycle")
@@ -273,6 +274,83 @@ def log(c):
     if not lines:
         raise Failed("nothing was logged")
     expect("the level", json.loads(lines[-1])["level"], "error")
+
+
+# ---- terminals
+
+
+def console(c, verb):
+    """Does what the verb does with a console socket, and gives the terminal that comes through it."""
+    path = c.directory / f"console{len(os.listdir(c.directory))}.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen(1)
+        listener.settimeout(PATIENCE)
+        verb("--console-socket", path)
+        connection, _ = listener.accept()
+        with connection:
+            _, descriptors, _, _ = socket.recv_fds(connection, 4096, 1)
+    return descriptors[0]
+
+
+def read_to(terminal, text):
+    """What the terminal shows, up to this text."""
+    seen = ""
+    try:
+        while text not in seen:
+            seen += os.read(terminal, 4096).decode()
+    except OSError:
+        # The other end is closed.
+        pass
+    expect_in("the terminal", text, seen)
+    return seen
+
+
+@case("process.terminal", "config.md: process.terminal, consoleSize; the terminal comes through --console-socket")
+def terminal(c):
+    c.process.update(terminal=True, consoleSize={"height": 33, "width": 77})
+    c.script("tty; stat -Lc %F /dev/console; stty size 2>/dev/null || busybox stty size; echo done")
+    descriptor = console(c, c.create)
+    try:
+        c.start()
+        seen = read_to(descriptor, "done")
+        expect_in("its name", "/dev/pts/0", seen)
+        expect_in("/dev/console", "character special file", seen)
+        expect_in("its size", "33 77", seen)
+    finally:
+        os.close(descriptor)
+
+
+@case("exec --tty", "another terminal")
+def exec_tty(c):
+    c.sleeping()
+    run = lambda *options: c.ok("exec", "--detach", "--tty", *options, c.id, "sh", "-c", "tty; echo done")
+    descriptor = console(c, run)
+    try:
+        expect_in("its name", "/dev/pts/0", read_to(descriptor, "done"))
+    finally:
+        os.close(descriptor)
+
+
+# ---- a pod
+
+
+@case("a sandbox and one that joins it", "config-linux.md: namespaces.path, as a kubelet asks for it")
+def pod(c):
+    c.config["hostname"] = "pod"
+    c.sleeping()
+    first = c.state()["pid"]
+    other = c.another()
+    try:
+        for kind, file in [("network", "net"), ("ipc", "ipc"), ("uts", "uts"), ("pid", "pid")]:
+            other.join(kind, f"/proc/{first}/ns/{file}")
+        other.script("hostname; readlink /proc/self/ns/net; ps | grep -c '[s]leep 1000'")
+        out = other.run().splitlines()
+        expect("what it shares", out[:2], ["pod", os.readlink(f"/proc/{first}/ns/net")])
+        expect("it sees the other's processes", out[2] != "0", True)
+        expect("the sandbox", c.status(), "running")
+    finally:
+        other.clean()
 
 
 # ---- hooks

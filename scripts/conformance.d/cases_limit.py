@@ -1,9 +1,13 @@
 """Cases about seccomp and resources."""
 
+import fcntl
 import json
 import pathlib
+import socket
+import struct
+import threading
 
-from case import Refused, case, expect
+from case import PATIENCE, Failed, Refused, case, expect
 
 ALLOW, ERRNO = "SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"
 
@@ -122,6 +126,59 @@ def flags(c):
     c.linux["seccomp"]["flags"] = ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW"]
     c.script("mkdir /tmp/x 2>&1; true")
     expect("the error", "No space left" in c.run(), True)
+
+
+NOTIF_RECV, NOTIF_SEND = 0xC0502100, 0xC0182101
+NO_SPACE = 28
+
+
+class Agent(threading.Thread):
+    """Answers the first call that it is notified of with an error, and keeps what it was told."""
+
+    def __init__(self, path):
+        super().__init__(daemon=True)
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(path))
+        self.listener.listen(1)
+        self.listener.settimeout(PATIENCE)
+        self.told, self.error = None, None
+        self.start()
+
+    def run(self):
+        try:
+            connection, _ = self.listener.accept()
+            message, descriptors, _, _ = socket.recv_fds(connection, 65536, 1)
+            self.told = json.loads(message)
+            call = bytearray(80)
+            fcntl.ioctl(descriptors[0], NOTIF_RECV, call)
+            (cookie,) = struct.unpack_from("Q", call)
+            fcntl.ioctl(descriptors[0], NOTIF_SEND, struct.pack("QqiI", cookie, 0, -NO_SPACE, 0))
+        except (OSError, ValueError) as error:
+            self.error = error
+
+
+@case("seccomp notify", "config-linux.md: SCMP_ACT_NOTIFY, listenerPath, listenerMetadata")
+def notify(c):
+    path = c.directory / "agent.sock"
+    refuse(c, ["mkdir", "mkdirat"], "SCMP_ACT_NOTIFY")
+    c.linux["seccomp"].update(listenerPath=str(path), listenerMetadata="words for the agent")
+    agent = Agent(path)
+    c.script("mkdir /tmp/x 2>&1; true")
+    out = c.run()
+    agent.join(PATIENCE)
+    if agent.told is None:
+        raise Failed(f"the agent was told nothing: {agent.error}")
+    expect("the error", "No space left" in out, True)
+    expect("what comes along", agent.told["fds"], ["seccompFd"])
+    expect("the metadata", agent.told["metadata"], "words for the agent")
+    expect("the state", (agent.told["state"]["id"], agent.told["pid"] > 1), (c.id, True))
+
+
+@case("seccomp notify without a listener", "config-linux.md: an error, for nobody would answer")
+def notify_nobody(c):
+    refuse(c, ["mkdir", "mkdirat"], "SCMP_ACT_NOTIFY")
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
 
 
 # ---- resources: what the kernel says of the container's cgroup
