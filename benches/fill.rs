@@ -5,7 +5,10 @@
 //! socket. It touches pages in a random order while a real filler fills them, and clocks each touch that was a fault;
 //! once with the processors to itself, and once beside as many busy processes as there are processors.
 //!
-//! `MIB` and `RATE` in the environment are other sizes and touches per second than these.
+//! The child's thread never waits for a processor: what is measured is the filler.
+//!
+//! `MIB` and `RATE` in the environment are other sizes and touches per second than these, `PROGRAM` is another build
+//! of godwit.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
@@ -23,6 +26,7 @@ use std::time::{Duration, Instant};
 
 use godwit::memory::fill::{FillPlan, FillState, Guard, fill_state};
 use godwit::model::PAGE_SIZE;
+use godwit::sys::scheduling::{self, Attributes};
 use godwit::sys::{fdpass, userfaultfd};
 use nix::sys::resource::{UsageWho, getrusage};
 
@@ -94,7 +98,9 @@ fn measure(mib: u64, rate: u64, busy: usize) {
     let mut said = || says.next().unwrap().unwrap();
     write_images(scratch.path(), number(&said()), mib << 20);
     let guard = Guard::start(FillPlan {
-        program: env!("CARGO_BIN_EXE_godwit").into(),
+        program: std::env::var_os("PROGRAM")
+            .unwrap_or(env!("CARGO_BIN_EXE_godwit").into())
+            .into(),
         images: scratch.path().into(),
         // Without a cgroup nobody is killed; a fill that fails leaves the child waiting for the wrong bytes.
         cgroup: PathBuf::from("/nonexistent"),
@@ -215,6 +221,12 @@ fn touch(memory: &[u8], pages: u64, rate: u64, over: &AtomicBool) -> Vec<Duratio
         let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
         usage.major_page_faults() + usage.minor_page_faults()
     };
+    let first = Attributes {
+        policy: libc::SCHED_FIFO as u32,
+        priority: 1,
+        ..Attributes::default()
+    };
+    scheduling::schedule(0, first).unwrap();
     let mut waits = Vec::with_capacity(1 << 20);
     let pause = Duration::from_nanos(1_000_000_000 / rate);
     let mut random = 1u64;

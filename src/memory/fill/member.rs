@@ -1,5 +1,6 @@
 //! One address space that is being filled: a restored process, or a child it has had since.
 
+mod bring;
 mod event;
 
 use std::io;
@@ -7,20 +8,17 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::index::{Done, WORD};
+pub use bring::Outcome;
+
+use super::index::Done;
 use super::layout::Layout;
-use super::progress::{Change, Numbers, Parent, Progress, Unlogged, settle};
+use super::progress::{Change, Numbers, Parent, Progress, Unlogged};
 use super::source::Source;
 use crate::memory::MemoryError;
 use crate::model::PAGE_SIZE;
-use crate::sys::userfaultfd::{Event, Placed, Registered, Userfaultfd};
-
-/// As many bytes as are placed at once: a word's pages.
-pub const CHUNK: usize = (WORD * PAGE_SIZE) as usize;
-
-static ZEROS: [u8; PAGE_SIZE as usize] = [0; PAGE_SIZE as usize];
+use crate::sys::userfaultfd::{Event, Registered, Userfaultfd};
 
 /// Ends of the address spaces there are, the longest first: which it is the kernel says.
 const ENDS: [u64; 8] = [
@@ -40,26 +38,18 @@ const FIRST: u64 = 1 << 16;
 
 /// An address space that is being filled.
 ///
-/// **Invariant:** a page is placed under the read lock of the layout, and an event is *read* under its write lock: a
-/// page that the container gives up, moves or unmaps is never placed by somebody who does not know of that yet.
+/// **Invariant:** a page is placed, and an event is *read*, under the lock of the layout: a page that the container
+/// gives up, moves or unmaps is never placed by somebody who does not know of that yet. Only the thread that answers
+/// faults ever takes that lock: nobody waits for somebody who does not run.
 #[derive(Debug)]
 pub struct Member {
     uffd: Userfaultfd,
     source: Arc<Source>,
     progress: Progress,
-    layout: RwLock<Layout>,
+    layout: Mutex<Layout>,
     /// The next word that nobody has taken yet.
     next: AtomicU64,
     gone: AtomicBool,
-}
-
-/// How placing pages ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// They are there.
-    Done,
-    /// The address space was just being changed: events are to be read, then it is to be tried again.
-    Again,
 }
 
 /// What an event was.
@@ -101,10 +91,7 @@ impl Member {
     ) -> Result<Arc<Self>, MemoryError> {
         let (progress, layout, unlogged) = Progress::resume(directory, number, &source.index)?;
         let member = Self::begin(uffd, source, progress, layout);
-        let mut layout = member
-            .layout
-            .write()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut layout = member.layout();
         let changes = match unlogged {
             None => Vec::new(),
             Some(Unlogged::Remap { from, to, length }) => vec![Change::Moved { from, to, length }],
@@ -140,7 +127,7 @@ impl Member {
             uffd,
             source,
             progress,
-            layout: RwLock::new(layout),
+            layout: Mutex::new(layout),
             next: AtomicU64::new(0),
             gone: AtomicBool::new(false),
         });
@@ -165,7 +152,7 @@ impl Member {
 
     /// The number of the lazy page at this address; none where there is none.
     pub fn number_at(&self, page: u64) -> Option<u64> {
-        let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
+        let layout = self.layout();
         self.source.index.number(layout.home(page)?)
     }
 
@@ -177,6 +164,10 @@ impl Member {
     /// Whether its process is gone.
     pub fn is_gone(&self) -> bool {
         self.gone.load(Ordering::Relaxed)
+    }
+
+    fn set_gone(&self) {
+        self.gone.store(true, Ordering::Relaxed);
     }
 
     /// The next word to fill; none when all were taken.
@@ -199,7 +190,7 @@ impl Member {
 
     /// Asks whether every lazy page is where faults on it are told. False where the process is gone.
     pub fn check(&self) -> Result<bool, MemoryError> {
-        let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
+        let layout = self.layout();
         let mut ranges: Vec<Range<u64>> =
             layout.pieces().map(|p| p.here..p.here + p.length).collect();
         while let Some(range) = ranges.pop() {
@@ -207,7 +198,7 @@ impl Member {
             match registered.map_err(self.failed("ask about"))? {
                 Registered::Yes | Registered::Changing => {}
                 Registered::Gone => {
-                    self.gone.store(true, Ordering::Relaxed);
+                    self.set_gone();
                     return Ok(false);
                 }
                 Registered::No if range.end - range.start > PAGE_SIZE => {
@@ -232,118 +223,8 @@ impl Member {
     pub fn look(&self) {
         let gone = self.uffd.registered(FIRST..FIRST + PAGE_SIZE);
         if matches!(gone, Ok(Registered::Gone)) {
-            self.gone.store(true, Ordering::Relaxed);
+            self.set_gone();
         }
-    }
-
-    /// Answers who waits for a page.
-    pub fn answer(&self, address: u64, buffer: &mut [u8]) -> Result<Outcome, MemoryError> {
-        let page = address / PAGE_SIZE * PAGE_SIZE;
-        let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(home) = layout.home(page)
-            && let Some(number) = self.source.index.number(home)
-            && !self.done().is_done(number)
-        {
-            match self.place(page, home..home + PAGE_SIZE, buffer)? {
-                Outcome::Again => return Ok(Outcome::Again),
-                Outcome::Done => {}
-            }
-        }
-        // What has no bytes in the store, or none any more, is zero; what is there wakes who waits.
-        let range = page..page + PAGE_SIZE;
-        let placed = self.uffd.zeropage(range.clone());
-        match placed.map_err(self.failed("place zeros for"))? {
-            Placed::All | Placed::Some(_) => {}
-            Placed::Changing => return Ok(Outcome::Again),
-            Placed::Exists | Placed::Unmapped => {
-                self.uffd.wake(range).map_err(self.failed("wake"))?;
-            }
-            Placed::Gone => self.gone.store(true, Ordering::Relaxed),
-        }
-        Ok(Outcome::Done)
-    }
-
-    /// Fills the pages of a word that are missing.
-    pub fn fill(&self, word: u64, buffer: &mut [u8]) -> Result<Outcome, MemoryError> {
-        let layout = self.layout.read().unwrap_or_else(PoisonError::into_inner);
-        for run in self.done().missing(word) {
-            for (_, home) in self.source.index.homes(run) {
-                for piece in layout.at(home) {
-                    let home = piece.home..piece.home + piece.length;
-                    if self.place(piece.here, home, buffer)? == Outcome::Again {
-                        return Ok(Outcome::Again);
-                    }
-                }
-            }
-        }
-        Ok(Outcome::Done)
-    }
-
-    /// Places the pages of a range of homes at `here`. Zeros are not placed: that is what a missing page is.
-    fn place(
-        &self,
-        here: u64,
-        home: Range<u64>,
-        buffer: &mut [u8],
-    ) -> Result<Outcome, MemoryError> {
-        let mut at = home.start;
-        while at < home.end && !self.is_gone() {
-            let length = (home.end - at).min(buffer.len() as u64);
-            let bytes = &mut buffer[..length as usize];
-            let read = self.source.read(at, bytes);
-            read.map_err(self.failed("read the pages of"))?;
-            let pages: Vec<&[u8]> = bytes.chunks_exact(ZEROS.len()).collect();
-            let mut from = 0;
-            for run in pages.chunk_by(|a, b| (*a == ZEROS) == (*b == ZEROS)) {
-                let to = from + run.len() * ZEROS.len();
-                let home_of = at + from as u64;
-                if run[0] == ZEROS {
-                    settle(self.done(), &self.source.index, home_of..at + to as u64);
-                } else {
-                    let here = here + (home_of - home.start);
-                    if self.copy(here, home_of, &bytes[from..to])? == Outcome::Again {
-                        return Ok(Outcome::Again);
-                    }
-                }
-                from = to;
-            }
-            at += length;
-        }
-        Ok(Outcome::Done)
-    }
-
-    fn copy(&self, here: u64, home: u64, bytes: &[u8]) -> Result<Outcome, MemoryError> {
-        let length = bytes.len() as u64;
-        let settle = |from: u64, to: u64| {
-            settle(self.done(), &self.source.index, home + from..home + to);
-        };
-        let mut at = 0;
-        // One page at a time after a range that is not of one mapping.
-        let mut step = length;
-        while at < length {
-            let end = (at + step).min(length);
-            let placed = self.uffd.copy(here + at, &bytes[at as usize..end as usize]);
-            let next = match placed.map_err(self.failed("place pages of"))? {
-                Placed::All => end,
-                Placed::Some(placed) => at + placed,
-                // It was placed before, and that was not noted.
-                Placed::Exists => at + PAGE_SIZE,
-                Placed::Changing => return Ok(Outcome::Again),
-                Placed::Unmapped if end - at > PAGE_SIZE => {
-                    step = PAGE_SIZE;
-                    continue;
-                }
-                // No mapping that anybody would see it in: of a child, one that it did not inherit.
-                Placed::Unmapped => at + PAGE_SIZE,
-                Placed::Gone => {
-                    self.gone.store(true, Ordering::Relaxed);
-                    return Ok(Outcome::Done);
-                }
-            };
-            settle(at, next);
-            at = next;
-        }
-        Ok(Outcome::Done)
     }
 
     /// Reads an event and takes note of it; none when there is none.
@@ -353,7 +234,7 @@ impl Member {
         numbers: &Numbers,
         keep: &mut Keep<'_>,
     ) -> Result<Option<Happened>, MemoryError> {
-        let mut layout = self.layout.write().unwrap_or_else(PoisonError::into_inner);
+        let mut layout = self.layout();
         let event = self.progress.read(&self.uffd);
         let Some(event) = event.map_err(self.failed("read the events of"))? else {
             self.see_whether_quiet();
@@ -389,6 +270,10 @@ impl Member {
                 _ => self.progress.quiet(),
             }
         }
+    }
+
+    fn layout(&self) -> MutexGuard<'_, Layout> {
+        self.layout.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn wake_all(&self) {

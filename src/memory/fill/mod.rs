@@ -2,7 +2,7 @@
 //!
 //! CRIU restores the container without its lazy pages (see [`link_images`](super::link_images)) and hands a
 //! userfaultfd of every task over. A process of its own, `godwit fill`, answers each fault at once, and fills
-//! everything else in the background; then it lets go, and what was never placed is zero because it *is* zero.
+//! everything else in between; then it lets go, and what was never placed is zero because it *is* zero.
 //!
 //! ```text
 //! shim ─ Guard ─────starts────▶ godwit fill ◀── lazy-pages.socket ── CRIU
@@ -11,6 +11,20 @@
 //!             userfaultfd             └── faults, forks, moved and unmapped mappings ── tasks
 //! images/parent/pages-N.img ── read ──┘
 //! images/fill/N.{state,layout,log}     what is done, moved, gone: survives the filler
+//! ```
+//!
+//! # Nobody waits for who does not run
+//!
+//! One thread answers faults, reads events and places pages. It runs as soon as somebody waits, whoever else wants its
+//! processor, and rests as long as it works. What nobody waits for it places a few pages at a time, and looks for
+//! faults in between. Others only help it, and it never waits for them: they read ahead, or it reads itself; they give
+//! back, or nothing more is placed that nobody has asked for. A lock that both sides took would be held, sooner or
+//! later, by a thread that has just been put off its processor by the very container that waits.
+//!
+//! ```text
+//!  store ── read ahead ──▶ ahead ──┐                  ┌──▶ used ── give back ──▶ store
+//!           (helpers)              ├─▶ the one thread ─┤          (helpers)
+//!  store ── a page that is asked ──┘                  └──▶ tasks
 //! ```
 //!
 //! # No page is ever a guess
@@ -28,6 +42,9 @@
 //!   there is the descriptor of a child that was born in that very system call: then the container is killed.
 //! - **Placing and reading events exclude each other** (`member`), and the kernel refuses to place anything
 //!   while an event waits to be read.
+//! - **What was read ahead is true while its page is missing.** The store never changes any more, but for what is
+//!   given back of it; and that happens when nobody misses any page of it, child or parent, and a child misses only
+//!   what its parent has missed. A page that is missing when it is placed was there when it was read.
 //! - **Where nobody can go on the container dies**, and its userfaultfds are closed after it: a page of the store
 //!   that cannot be read, state that makes no sense, a filler that cannot be started.
 //! - **A shim that dies** takes its duplicates with it and nothing else: the filler goes on. Should it be killed as
@@ -72,7 +89,7 @@ use super::MemoryError;
 
 /// Where CRIU looks for whom it is to tell, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
-/// The most threads that fill.
+/// The most threads that help to fill.
 const MOST_THREADS: usize = 4;
 
 /// `godwit fill …`: called by `main` before any thread exists.
@@ -139,7 +156,8 @@ fn fill(place: Place, successor: bool) -> Result<(), MemoryError> {
     let _here = place::be_here(&place.directory).map_err(failed("be in"))?;
     let work = Work::default();
     thread::scope(|scope| {
-        let threads = thread::available_parallelism().map_or(1, usize::from);
+        // Half of the processors are for whom all this is done.
+        let threads = thread::available_parallelism().map_or(1, usize::from) / 2;
         for _ in 0..threads.clamp(1, MOST_THREADS) {
             scope.spawn(|| work.run());
         }

@@ -1,5 +1,7 @@
-//! The filler: takes CRIU's userfaultfds, answers faults, follows what the container does to its mappings.
+//! The filler: takes CRIU's userfaultfds, answers faults, follows what the container does to its mappings, and places
+//! what nobody has asked for yet a few pages at a time, in between.
 
+mod between;
 mod resume;
 mod talk;
 
@@ -11,17 +13,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
+use self::between::come_first;
 use self::talk::said;
 use super::index::WORD;
-use super::member::{CHUNK, Happened, Member, Outcome};
+use super::member::{Happened, Member, Outcome};
 use super::place;
 use super::progress::Numbers;
 use super::restorer::{Heard, Restorer};
 use super::source::Source;
 use super::wire::{ToFiller, ToGuard};
-use super::work::Work;
+use super::work::{Batch, Work};
 use crate::memory::MemoryError;
 use crate::model::PAGE_SIZE;
 use crate::sys::userfaultfd::Userfaultfd;
@@ -32,7 +36,7 @@ const IN_A_ROW: usize = 64;
 const TICK: Duration = Duration::from_millis(10);
 /// How often it is told how far this is.
 const TELL: Duration = Duration::from_millis(500);
-/// How soon a fault is answered that could not be while its space was being changed.
+/// How soon it is tried again what could not be done while a space was being changed.
 const SOON: Duration = Duration::from_micros(100);
 
 const GUARD: u64 = 0;
@@ -66,6 +70,17 @@ pub struct Filler<'a> {
     /// Faults that came while their space was being changed.
     again: VecDeque<(u64, u64)>,
     work: &'a Work,
+    /// A word that is being placed.
+    batch: Option<Batch>,
+    /// Words that were.
+    placed: Vec<Batch>,
+    /// Until when nothing is placed that nobody waits for.
+    rests: Option<Instant>,
+    /// Whether nobody else runs unless this thread rests.
+    works_in_shifts: bool,
+    /// When somebody was answered last.
+    answered: Option<Instant>,
+    /// A page.
     buffer: Vec<u8>,
     /// CRIU is through, or will never be: everything may be filled.
     begun: bool,
@@ -101,7 +116,12 @@ impl<'a> Filler<'a> {
             numbers,
             again: VecDeque::new(),
             work,
-            buffer: vec![0; CHUNK],
+            batch: None,
+            placed: Vec::new(),
+            rests: None,
+            works_in_shifts: false,
+            answered: None,
+            buffer: vec![0; PAGE_SIZE as usize],
             begun: false,
             spent: false,
             told: Instant::now(),
@@ -116,10 +136,14 @@ impl<'a> Filler<'a> {
     /// Serves until everything is there.
     pub fn serve(&mut self) -> Result<(), MemoryError> {
         self.tell(&ToGuard::Ready, None)?;
+        self.works_in_shifts = come_first();
         let mut looked = Instant::now();
         let mut events = [EpollEvent::empty(); 64];
         loop {
+            let more = self.place_some()?;
             let patience = match () {
+                () if more => Duration::ZERO,
+                () if self.rests.is_some() => self.rest(),
                 () if !self.again.is_empty() => SOON,
                 () if self.begun => TICK,
                 () => TELL,
@@ -142,9 +166,16 @@ impl<'a> Filler<'a> {
     }
 
     fn wait(&self, events: &mut [EpollEvent], patience: Duration) -> Result<Vec<u64>, MemoryError> {
-        // Rounded up, so that less than a millisecond is not a busy loop of its own.
-        let patience = patience.max(Duration::from_millis(1));
-        let timeout = EpollTimeout::try_from(patience).unwrap_or(EpollTimeout::ZERO);
+        let mut timeout = EpollTimeout::try_from(patience).unwrap_or(EpollTimeout::ZERO);
+        if !patience.is_zero() && patience < Duration::from_millis(1) {
+            // What epoll knows is milliseconds.
+            let mut polled = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+            match ppoll(&mut polled, Some(patience.into()), None) {
+                Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+                Err(error) => return Err(failed("wait for", "events")(error.into())),
+            }
+            timeout = EpollTimeout::ZERO;
+        }
         match self.epoll.wait(events, timeout) {
             Ok(count) => Ok(events[..count].iter().map(EpollEvent::data).collect()),
             Err(nix::errno::Errno::EINTR) => Ok(Vec::new()),
@@ -291,6 +322,7 @@ impl<'a> Filler<'a> {
         match member.answer(address, &mut self.buffer)? {
             Outcome::Again => self.again.push_back((number, address)),
             Outcome::Done => {
+                self.answered = Some(Instant::now());
                 if let Some(page) = member.number_at(address / PAGE_SIZE * PAGE_SIZE) {
                     self.work.urgent(member, page / WORD);
                 }
@@ -347,7 +379,8 @@ impl<'a> Filler<'a> {
                 continue;
             }
             left += missing;
-            if member.is_taken() && !self.work.is_urgent(member.number()) {
+            let placing = self.batch.as_ref().map(Batch::number) == Some(member.number());
+            if member.is_taken() && !placing && !self.work.is_busy(member.number()) {
                 member.start_over();
             }
         }

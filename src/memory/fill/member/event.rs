@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::sync::{Arc, RwLockWriteGuard};
+use std::sync::Arc;
 
 use super::{Keep, Member, gone};
 use crate::memory::MemoryError;
@@ -44,7 +44,7 @@ impl Member {
         directory: &Path,
         number: u64,
         uffd: Userfaultfd,
-        layout: &mut RwLockWriteGuard<'_, Layout>,
+        layout: &mut Layout,
         keep: &mut Keep<'_>,
     ) -> Result<Arc<Self>, MemoryError> {
         let source = Arc::clone(&self.source);
