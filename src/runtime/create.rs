@@ -15,6 +15,7 @@ use super::birth::{self, Birth};
 use super::command::Command;
 use super::error::{file, in_one_line, refused, system};
 use super::init::Inside;
+use super::memory_policy::MemoryPolicy;
 use super::plan::{Facts, Plan};
 use super::state::{self, Id, Identity, Record, Status};
 use super::store::{self, Home, Root};
@@ -109,6 +110,7 @@ struct Wish<'a> {
     spec: Spec,
     plan: Plan,
     mounts: bundle::Plan,
+    memory_policy: Option<MemoryPolicy>,
     command: Command,
 }
 
@@ -130,6 +132,8 @@ impl<'a> Wish<'a> {
         let process = process.ok_or_else(|| refused("process", "must not be empty"))?;
         console::check(&process, console)?;
         check_hooks(spec.hooks().as_ref())?;
+        let linux = spec.linux().as_ref();
+        let memory_policy = linux.map(MemoryPolicy::of).transpose()?.flatten();
         let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
         let command = Command::of(process, seccomp, request.preserve_fds)?;
         Ok(Self {
@@ -139,6 +143,7 @@ impl<'a> Wish<'a> {
             spec,
             plan,
             mounts,
+            memory_policy,
             command,
         })
     }
@@ -199,6 +204,7 @@ impl<'a> Wish<'a> {
             command: self.command,
             console,
             start,
+            memory_policy: self.memory_policy,
             new_keyring: !self.request.no_new_keyring,
         };
         let (ours, theirs) = fdpass::pair().map_err(system("make a socket"))?;

@@ -6,14 +6,15 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::RuntimeError;
 use super::error::file;
 use super::state::OCI_VERSION;
+use super::{RuntimeError, memory_policy};
 use crate::rootfs::bundle;
 use crate::security::seccomp;
 
 /// What there is, as the specification's `features` has it.
 pub fn features() -> Value {
+    let (modes, flags) = memory_policy::words();
     json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": OCI_VERSION,
@@ -38,7 +39,7 @@ pub fn features() -> Value {
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
             "intelRdt": {"enabled": false},
-            "memoryPolicy": {"modes": [], "flags": []},
+            "memoryPolicy": {"modes": modes, "flags": flags},
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": false},
         },

@@ -17,6 +17,7 @@ use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, Spec};
 
 use super::command::{Command, StepError, lower};
 use super::error::in_one_line;
+use super::memory_policy::MemoryPolicy;
 use super::plan::Namespaces;
 use super::state::{self, Record, Status};
 use super::talk::{say, say_failed, tell_listener, wait_for_go};
@@ -42,6 +43,8 @@ pub(super) struct Inside {
     pub console: Option<OwnedFd>,
     /// The socket on which it waits for the start.
     pub start: OwnedFd,
+    /// From which nodes it gets its memory.
+    pub memory_policy: Option<MemoryPolicy>,
     /// Whether it gets a session keyring of its own.
     pub new_keyring: bool,
 }
@@ -85,6 +88,10 @@ impl Inside {
         }
         self.mount(creator)?;
         personality(self.spec())?;
+        if let Some(policy) = &self.memory_policy {
+            let failed = |e| format!("set linux.memoryPolicy: {e}");
+            policy.set().map_err(failed)?;
+        }
         self.make_directory()?;
         self.command.look_for()?;
         say(creator, &FromProcess::Ready)?;

@@ -34,6 +34,7 @@ mod init;
 mod kill;
 mod limits;
 pub mod manage;
+mod memory_policy;
 pub mod plan;
 mod run;
 mod seal;

@@ -75,6 +75,17 @@ pub fn new_session_keyring(name: &std::ffi::CStr) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr()) })
 }
 
+/// Sets from which memory nodes the calling process gets its pages: a mode with its flags, and a set of nodes.
+pub fn memory_policy(mode: u32, nodes: &[u64]) -> io::Result<()> {
+    let (set, bits) = match nodes {
+        [] => (std::ptr::null(), 0),
+        // The kernel takes one bit less than it is told.
+        nodes => (nodes.as_ptr(), nodes.len() * 64 + 1),
+    };
+    // SAFETY: no set, or one of that many bits rounded up to whole words less one, which lives until the call returns.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, set, bits) })
+}
+
 /// Ends the calling process at once: nothing that its parent has prepared for its own end is done by the copy.
 pub fn leave(code: i32) -> ! {
     // SAFETY: it does not return and runs no code of this program.
