@@ -177,11 +177,12 @@ class Memory:
         self.procs = ""
         self.stop = self.thread = None
         self.top = 0
-        self.v2 = host.cgroup / "memory.current"
-        self.v1 = None
-        if self.v2.exists() or not wanted:
+        self.v1 = self.v2 = None
+        if not wanted:
             return
-        self.v2 = None
+        if (host.cgroup / "memory.current").exists():
+            self.v2 = host.cgroup / "memory.current"
+            return
         for point, options in mounts("cgroup"):
             if "memory" in options:
                 self.v1 = point / own_group("memory") / f"{host.cgroup.parent.name}-{host.name}"
