@@ -340,6 +340,10 @@ fn criu_works_on_this_host() {
     let mut number = || numbers.next().unwrap().parse::<u32>().unwrap();
     let new = (number(), number()) >= (6, 7);
     assert_eq!(test.hides_pages.is_ok(), new, "{test:?}");
+    // For one task there are iterators since 6.1, where the kernel describes its types.
+    let described = Path::new("/sys/kernel/btf/vmlinux").exists();
+    assert_eq!(test.spares_smaps.is_ok(), described, "{test:?}");
+    assert_eq!(criu.mapping_flags().map(drop), test.spares_smaps);
     assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 0);
 }
 

@@ -63,6 +63,7 @@ impl Held {
             server,
             page_server,
             hide,
+            smaps,
         } = standby;
         rounds.rounds_are_over();
         let step = spans.begin("scan memory");
@@ -71,6 +72,7 @@ impl Held {
             None => None,
         };
         rounds.release();
+        rounds.tell_mappings(smaps.as_ref());
         drop(step);
         let _step = spans.begin("criu dump");
         let request = DumpRequest {

@@ -19,6 +19,7 @@ mod dump;
 mod error;
 mod heal;
 mod image;
+mod mappings;
 mod precopy;
 mod restore;
 mod shim;

@@ -6,12 +6,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
+use super::mappings::Mappings;
 use crate::cgroup::Cgroup;
-use crate::criu::{Hidden, HideTable};
+use crate::criu::{Hidden, HideTable, MappingFlags, SmapsTable};
 use crate::memory::{
     MemoryError, OwnedSpace, Pool, Residual, RoundStats, Sender, SentPages, Target, Tracker,
 };
-use crate::model::Compress;
+use crate::model::{Compress, TrackerChoice};
 
 /// Where frames go, from several threads at once. An error ends the round or the dump that makes them.
 pub type SharedOut<'a> = dyn Fn(Vec<u8>) -> io::Result<()> + Send + Sync + 'a;
@@ -21,6 +22,7 @@ pub struct Precopy {
     tracker: Box<dyn Tracker>,
     cgroup: Cgroup,
     pool: Pool,
+    mappings: Option<Mappings>,
 }
 
 impl Precopy {
@@ -37,7 +39,15 @@ impl Precopy {
             tracker,
             cgroup,
             pool: Pool::new(compress).map_err(memory)?,
+            mappings: None,
         })
+    }
+
+    /// The same, with what CRIU can be told of mappings ([`Criu::mapping_flags`](crate::criu::Criu::mapping_flags)).
+    #[must_use]
+    pub fn with_flags(self, flags: Option<MappingFlags>) -> Self {
+        let mappings = flags.map(Mappings::new);
+        Self { mappings, ..self }
     }
 
     /// One round: the pages that are new or changed go through `out` as frames. The destination must have acknowledged
@@ -48,6 +58,9 @@ impl Precopy {
     pub fn round(&mut self, out: &SharedOut<'_>) -> Result<RoundStats, CheckpointError> {
         let targets = targets(&self.cgroup)?;
         self.pool.next_round();
+        if let Some(mappings) = &mut self.mappings {
+            mappings.learn(&targets, self.tracker.kind() == TrackerChoice::UffdWp);
+        }
         let mut piece = |frame| out(frame);
         let mut sender = Sender::new(&self.pool, &mut piece);
         self.tracker.round(&targets, &mut sender).map_err(memory)
@@ -79,6 +92,15 @@ impl Precopy {
     /// Takes every trace of the rounds out of the tasks.
     pub(super) fn release(&mut self) {
         self.tracker.release();
+    }
+
+    /// The last look at mappings, of tasks that are frozen and [released](Self::release): CRIU is told about them.
+    pub(super) fn tell_mappings(&self, table: Option<&SmapsTable>) {
+        if let (Some(mappings), Some(table), Ok(targets)) =
+            (&self.mappings, table, targets(&self.cgroup))
+        {
+            mappings.tell(&targets, table);
+        }
     }
 
     /// What has been sent so far, for what CRIU dumps.

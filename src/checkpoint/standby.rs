@@ -1,6 +1,6 @@
 //! A CRIU that was started in good time: the freeze does not pay for its start.
 
-use crate::criu::{Criu, HideTable, Session, Spawn};
+use crate::criu::{Criu, HideTable, Session, SmapsTable, Spawn};
 use crate::memory::PageServer;
 
 use caps::{CapSet, Capability};
@@ -16,6 +16,8 @@ pub struct Standby {
     pub(super) page_server: i32,
     /// Where it is told which pages it is not to see; none where it cannot be kept from seeing them.
     pub(super) hide: Option<HideTable>,
+    /// Where it is told which mappings there are; none where it has to ask the kernel.
+    pub(super) smaps: Option<SmapsTable>,
 }
 
 impl Standby {
@@ -41,13 +43,16 @@ impl Standby {
         };
         let page_server = spawn.pass(theirs);
         spawn.hide = hide.then(HideTable::new).transpose().map_err(failed)?;
-        let hide = spawn.hide.clone();
+        let told = criu.mapping_flags().is_ok();
+        spawn.smaps = told.then(SmapsTable::new).transpose().map_err(failed)?;
+        let (hide, smaps) = (spawn.hide.clone(), spawn.smaps.clone());
         let session = Session::start(criu, spawn).map_err(failed)?;
         Ok(Self {
             session,
             server,
             page_server,
             hide,
+            smaps,
         })
     }
 }

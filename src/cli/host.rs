@@ -74,6 +74,7 @@ fn checks(facts: &HostFacts) -> Vec<Check> {
     let mut checks = vec![check("criu", criu(facts))];
     checks.extend(facts.trackers.iter().map(tracker));
     checks.push(check("memory hidden from criu", facts.hides_pages.clone()));
+    checks.push(check("criu spared smaps", facts.spares_smaps.clone()));
     checks.push(check("lazy restore", facts.lazy_restore.clone()));
     checks.push(check("throttle", facts.throttle.clone()));
     checks
@@ -164,6 +165,7 @@ mod test {
             ],
             lazy_restore: ability(true, "userfaultfd works"),
             hides_pages: ability(false, "criu is linked statically"),
+            spares_smaps: ability(false, "no types are described"),
             throttle: ability(false, "no cpu controller"),
         }
     }
@@ -182,6 +184,7 @@ mod test {
                 "tracker soft-dirty false the kernel is built without it",
                 "tracker hash true it needs nothing",
                 "memory hidden from criu false criu is linked statically",
+                "criu spared smaps false no types are described",
                 "lazy restore true userfaultfd works",
                 "throttle false no cpu controller",
             ]

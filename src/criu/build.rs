@@ -4,7 +4,11 @@ use std::env;
 use std::path::Path;
 
 fn main() {
-    let sources = ["src/criu/preload.c", "src/criu/preload_tar.c"];
+    let sources = [
+        "src/criu/preload.c",
+        "src/criu/preload_smaps.c",
+        "src/criu/preload_tar.c",
+    ];
     for source in sources.iter().chain(&["src/criu/preload.h"]) {
         println!("cargo:rerun-if-changed={source}");
     }

@@ -132,6 +132,15 @@ pub enum CriuError {
         #[source]
         source: io::Error,
     },
+    /// The table of mappings could not be made.
+    #[error("cannot {operation} the table of mappings that CRIU is told")]
+    SmapsTable {
+        /// What was being done.
+        operation: &'static str,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
     /// Memory that cannot be hidden from CRIU.
     #[error("cannot hide memory from CRIU")]
     Hide {

@@ -5,18 +5,19 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::rpc::{FeatureFlags, Kind};
-use super::{CriuError, NotHiding, Session, Spawn};
+use super::{CriuError, MappingFlags, NotHiding, NotSparing, Session, Spawn};
 use crate::model::CriuVersion;
 
 /// Where CRIU is looked for, in this order, before `PATH`.
 const PLACES: [&str; 2] = ["/usr/local/sbin/criu", "/usr/sbin/criu"];
 
 /// The CRIU of this host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Criu {
     program: PathBuf,
     version: CriuVersion,
     hides: Arc<OnceLock<Result<(), NotHiding>>>,
+    spares: Arc<OnceLock<Result<MappingFlags, NotSparing>>>,
 }
 
 /// What kernel and CRIU can do together.
@@ -66,6 +67,7 @@ impl Criu {
             program: program.to_owned(),
             version: unknown,
             hides: Arc::default(),
+            spares: Arc::default(),
         };
         let answer =
             Session::start(&criu, Spawn::default())?.simple("version", Kind::Version, None)?;
@@ -84,12 +86,11 @@ impl Criu {
 
     /// A CRIU that was found before, by another process of this host: it is not asked again.
     pub fn known(program: &Path, version: CriuVersion) -> Self {
-        let program = program.to_owned();
-        let hides = Arc::default();
         Self {
-            program,
+            program: program.to_owned(),
             version,
-            hides,
+            hides: Arc::default(),
+            spares: Arc::default(),
         }
     }
 
@@ -134,6 +135,25 @@ impl Criu {
             .get()
             .cloned()
             .unwrap_or(Err(NotHiding::Untested))
+    }
+
+    /// The flags of mappings without smaps, for [`Spawn::smaps`], where the last [self-test](Self::self_test) has proven
+    /// that this CRIU can be told them. Copies of this know them too.
+    ///
+    /// # Errors
+    /// Why not, or that it was not tested in this process.
+    pub fn mapping_flags(&self) -> Result<MappingFlags, NotSparing> {
+        self.spares
+            .get()
+            .cloned()
+            .unwrap_or(Err(NotSparing::Untested))
+    }
+
+    pub(super) fn remember_sparing(
+        &self,
+        proven: Result<MappingFlags, NotSparing>,
+    ) -> Result<MappingFlags, NotSparing> {
+        self.spares.get_or_init(|| proven).clone()
     }
 
     pub(super) fn remember_hiding(&self, proven: Result<(), NotHiding>) -> Result<(), NotHiding> {

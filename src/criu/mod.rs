@@ -32,6 +32,8 @@ pub mod request;
 pub mod rpc;
 mod self_test;
 mod session;
+mod smaps;
+mod spared;
 mod spawn;
 mod stats;
 
@@ -43,5 +45,7 @@ pub use notify::{Notify, Verdict};
 pub use request::{DumpRequest, Leave, RestoreRequest};
 pub use self_test::{NotHiding, SelfTest};
 pub use session::{Canceller, DumpDone, RestoreDone, Session};
+pub use smaps::{Described, Letters, MappingFlags, SmapsTable, Told};
+pub use spared::NotSparing;
 pub use spawn::Spawn;
 pub use stats::{DumpStats, RestoreStats};

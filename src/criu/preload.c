@@ -1,6 +1,6 @@
 /*
- * Preloaded into a CRIU. It answers three questions that CRIU asks the kernel, and does the work of one program
- * that CRIU starts (preload_tar.c), each only when an environment variable says so; every other call goes through
+ * Preloaded into a CRIU. It answers four questions that CRIU asks the kernel (the fourth: preload_smaps.c), and
+ * does the work of one program that CRIU starts (preload_tar.c), each only when an environment variable says so; every other call goes through
  * unchanged.
  *
  * GODWIT_CRIU_LIMITS: "what are this task's limits?", prlimit(2), which the kernel refuses without
@@ -17,7 +17,6 @@
  * that there is none, the answer is known.
  */
 #define _GNU_SOURCE
-#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netfilter/nfnetlink.h>
@@ -38,11 +37,6 @@
 
 #include "preload.h"
 
-#define NEXT(function)                                                        \
-	static typeof(&function) next;                                        \
-	if (!next)                                                            \
-	*(void **)&next = dlsym(RTLD_NEXT, #function)
-
 static int answer_limits, answer_conntrack, replace_tar, hide_table = -1;
 
 /* Programs that CRIU starts in their turn are none of our business. */
@@ -54,17 +48,23 @@ static const char *take(const char *name)
 	return value;
 }
 
+static int take_table(const char *name)
+{
+	const char *number = take(name);
+	int table = number ? atoi(number) : -1;
+
+	if (table >= 0)
+		fcntl(table, F_SETFD, FD_CLOEXEC);
+	return table;
+}
+
 __attribute__((constructor)) static void begin(void)
 {
-	const char *table = take("GODWIT_CRIU_HIDE");
-
+	hide_table = take_table("GODWIT_CRIU_HIDE");
+	smaps_table = take_table("GODWIT_CRIU_SMAPS");
 	answer_limits = take("GODWIT_CRIU_LIMITS") != NULL;
 	answer_conntrack = take("GODWIT_CRIU_CONNTRACK") != NULL;
 	replace_tar = take("GODWIT_CRIU_TAR") != NULL;
-	if (table) {
-		hide_table = atoi(table);
-		fcntl(hide_table, F_SETFD, FD_CLOEXEC);
-	}
 	unsetenv("LD_PRELOAD");
 }
 
@@ -205,29 +205,33 @@ static const struct table *hidden(void)
 	return NULL;
 }
 
-/* Whose page map this is: the link of the file descriptor ends in PID/pagemap. */
-static long owner(int fd)
+long number_in_link(int fd, const char *name)
 {
-	static const char name[] = "/pagemap";
 	char path[64], link[256], *end, *digits;
 	ssize_t length;
-	long pid;
+	long number;
 
 	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 	length = readlink(path, link, sizeof(link) - 1);
 	if (length < 0)
-		return fail(errno, "it does not tell whose pages it scans");
+		return -1;
 	link[length] = 0;
-	end = link + length - (sizeof(name) - 1);
+	end = link + length - strlen(name);
 	if (end <= link || strcmp(end, name) != 0)
-		return fail(EBADF, "it scans what is no page map");
+		return -1;
 	*end = 0;
 	digits = strrchr(link, '/');
 	digits = digits ? digits + 1 : link;
-	pid = strtol(digits, &end, 10);
-	if (*end || pid <= 0)
-		return fail(EBADF, "it scans a page map of nobody");
-	return pid;
+	number = strtol(digits, &end, 10);
+	return *end || end == digits ? -1 : number;
+}
+
+/* Whose page map this is. */
+static long owner(int fd)
+{
+	long pid = number_in_link(fd, "/pagemap");
+
+	return pid > 0 ? pid : fail(EBADF, "it scans what is no task's page map");
 }
 
 /* The first entry of a task that ends behind an address, or the one after all of them. */

@@ -2,7 +2,24 @@
 #ifndef PRELOAD_H
 #define PRELOAD_H
 
+#include <dlfcn.h>
+
+#define HIDDEN __attribute__((visibility("hidden")))
+
+/* The function that would have been called without us. */
+#define NEXT(function)                                                        \
+	static typeof(&function) next;                                        \
+	if (!next)                                                            \
+	*(void **)&next = dlsym(RTLD_NEXT, #function)
+
 /* Does the work of a tar that CRIU is about to become, and ends the process; returns where it cannot. */
-void instead_of_tar(char *const argv[]) __attribute__((visibility("hidden")));
+HIDDEN void instead_of_tar(char *const argv[]);
+
+/* The table of mappings and their flags; -1 where there is none. */
+HIDDEN extern int smaps_table;
+
+/* The number that the file behind a descriptor is named by, or the directory that it is in as `name`, which begins
+ * with a slash: a process's, in /proc. -1 where it has none. */
+HIDDEN long number_in_link(int fd, const char *name);
 
 #endif

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::HideTable;
+use super::{HideTable, SmapsTable};
 use crate::sys::before_exec;
 
 /// What the preloaded object is asked to do.
@@ -17,6 +17,7 @@ pub(super) struct Asked<'a> {
     pub conntrack: bool,
     pub tar: bool,
     pub hide: Option<&'a HideTable>,
+    pub smaps: Option<&'a SmapsTable>,
 }
 
 impl Asked<'_> {
@@ -31,13 +32,18 @@ impl Asked<'_> {
         for (_, variable) in asked.iter().filter(|(asked, _)| *asked) {
             command.env(variable, "1");
         }
-        if let Some(table) = self.hide {
-            let table = table.descriptor()?;
-            let number = before_exec::number(&table);
-            command.env("GODWIT_CRIU_HIDE", number.to_string());
-            pass.push(table);
+        let tables = [
+            (self.hide.map(HideTable::descriptor), "GODWIT_CRIU_HIDE"),
+            (self.smaps.map(SmapsTable::descriptor), "GODWIT_CRIU_SMAPS"),
+        ];
+        for (table, variable) in tables {
+            if let Some(table) = table.transpose()? {
+                let number = before_exec::number(&table);
+                command.env(variable, number.to_string());
+                pass.push(table);
+            }
         }
-        if self.hide.is_some() || asked.iter().any(|(asked, _)| *asked) {
+        if !pass.is_empty() || asked.iter().any(|(asked, _)| *asked) {
             let object = object()?;
             let number = before_exec::number(&object);
             command.env("LD_PRELOAD", format!("/proc/self/fd/{number}"));

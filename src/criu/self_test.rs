@@ -1,4 +1,5 @@
-//! Whether CRIU works here: it dumps and restores a task made for it, and is told not to find part of its memory.
+//! Whether CRIU works here: it dumps and restores a task made for it, and is told not to find part of its memory, and
+//! what the mappings of that are.
 
 use std::fs;
 use std::io;
@@ -12,8 +13,10 @@ use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
 use super::dumped::dumped;
+use super::spared::{self, NotSparing};
 use super::{
-    Criu, CriuError, DumpRequest, Hidden, HideTable, Leave, RestoreRequest, Session, Spawn, Verdict,
+    Criu, CriuError, DumpRequest, Hidden, HideTable, Leave, RestoreRequest, Session, SmapsTable,
+    Spawn, Verdict,
 };
 use crate::model::Pages;
 use crate::sys::before_exec::{BeforeExec, before_exec};
@@ -28,6 +31,8 @@ pub struct SelfTest {
     /// Whether memory that CRIU is not to find is not in the dump; the same that [`Criu::hides_pages`] says from
     /// now on.
     pub hides_pages: Result<(), NotHiding>,
+    /// Whether it need not ask for the flags of mappings; the same that [`Criu::mapping_flags`] says from now on.
+    pub spares_smaps: Result<(), NotSparing>,
 }
 
 /// Why memory cannot be hidden from CRIU.
@@ -88,13 +93,24 @@ impl Criu {
         let mut task = Task(task.spawn().map_err(failed("start its task"))?);
         let pid = task.0.id().cast_signed();
         let stack = stack(pid).map_err(failed("look for its task's stack"))?;
-        let without = self.dump_without(pid, &images.join(HIDING), &stack);
+        let hiding = images.join(HIDING);
+        let told = spared::tell(pid);
+        let table = told.as_ref().ok().map(|(_, table)| table.clone());
+        let without = match self.dump_without(pid, &hiding, &stack, table.clone()) {
+            // What one of the two does is not the other's fault.
+            Err(_) if table.is_some() => self.dump_without(pid, &hiding, &stack, None),
+            done => done,
+        };
         let mut agree = |_| Verdict::Continue;
         let begin = Instant::now();
         let request = DumpRequest::new(pid, images);
         Session::start(self, Spawn::default())?.dump(&request, &mut agree)?;
         let dump = begin.elapsed();
         let with = pages(images, pid, &stack).map_err(failed("read the list of dumped pages"))?;
+        let spared = told.and_then(|(flags, table)| {
+            let image = |images: &Path| fs::read(images.join(format!("mm-{pid}.img")));
+            spared::judge(&table, image(&hiding), image(images)).map(|()| flags)
+        });
         // Until it is reaped, its process id is taken.
         task.0.wait().map_err(failed("reap its dumped task"))?;
         let begin = Instant::now();
@@ -110,6 +126,7 @@ impl Criu {
                 dump,
                 restore,
                 hides_pages: self.remember_hiding(without.and_then(|found| judge(found, with))),
+                spares_smaps: self.remember_sparing(spared).map(drop),
             }),
             state => Err(CriuError::NotRestored {
                 state: state.to_string(),
@@ -124,11 +141,13 @@ impl Criu {
         pid: i32,
         images: &Path,
         stack: &Range<u64>,
+        smaps: Option<SmapsTable>,
     ) -> Result<(Pages, Pages), NotHiding> {
         let dump = || {
             let table = HideTable::new()?;
             let spawn = Spawn {
                 hide: Some(table.clone()),
+                smaps: smaps.clone(),
                 ..Spawn::default()
             };
             let session = Session::start(self, spawn)?;

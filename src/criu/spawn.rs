@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::preload::Asked;
-use super::{CriuError, HideTable};
+use super::{CriuError, HideTable, SmapsTable};
 use crate::sys::before_exec::{self, BeforeExec, before_exec};
 
 /// Where and with what CRIU runs.
@@ -26,6 +26,9 @@ pub struct Spawn {
     pub limits_from_proc: bool,
     /// The memory that CRIU is not to find; see `preload.c`. Keep a copy of the table to fill it in.
     pub hide: Option<HideTable>,
+    /// The mappings of the tasks, which CRIU need not ask the kernel for; see `preload_smaps.c`. Keep a copy of the
+    /// table to fill it in.
+    pub smaps: Option<SmapsTable>,
     /// Whether the kernel is spared the search of its table of connections where that is empty: it walks every
     /// bucket of the whole host's table, twice, with the tasks stopped; see `preload.c`.
     pub spare_conntrack: bool,
@@ -79,6 +82,7 @@ impl Spawn {
             conntrack: self.spare_conntrack,
             tar: self.spare_tar,
             hide: self.hide.as_ref(),
+            smaps: self.smaps.as_ref(),
         };
         let preloaded = asked.preload(&mut command);
         pass.extend(preloaded.map_err(failed("make what it preloads"))?);

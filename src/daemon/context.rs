@@ -137,6 +137,10 @@ fn find_criu(config: &Config) -> (Option<Criu>, CriuFacts) {
                 problem: None,
                 soft_dirty,
                 hides_pages: hiding(&criu),
+                spares_smaps: Ability::shown(
+                    criu.mapping_flags().map(drop),
+                    "the self-test has shown it",
+                ),
             };
             (Some(criu), facts)
         }

@@ -20,6 +20,8 @@ pub struct CriuFacts {
     pub soft_dirty: bool,
     /// Whether it can be kept from reading memory that was copied before.
     pub hides_pages: Ability,
+    /// Whether it can be told the flags of mappings.
+    pub spares_smaps: Ability,
 }
 
 /// What was found out about this kernel's ways with memory when the daemon started.
@@ -52,6 +54,7 @@ pub fn gather(name: &Name, criu: CriuFacts, memory: MemoryFacts) -> Result<HostF
         trackers: memory.trackers,
         lazy_restore: memory.lazy_restore,
         hides_pages: criu.hides_pages,
+        spares_smaps: criu.spares_smaps,
         throttle: memory.throttle,
     })
 }

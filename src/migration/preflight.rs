@@ -224,6 +224,7 @@ mod test {
             trackers: Vec::new(),
             lazy_restore: Ability::default(),
             hides_pages: Ability::default(),
+            spares_smaps: Ability::default(),
             throttle: Ability::default(),
         }
     }

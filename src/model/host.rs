@@ -36,6 +36,9 @@ pub struct HostFacts {
     /// Whether CRIU can be kept from reading memory that was copied before.
     #[serde(default)]
     pub hides_pages: Ability,
+    /// Whether CRIU can be told the flags of mappings, so that the kernel need not count their pages for it.
+    #[serde(default)]
+    pub spares_smaps: Ability,
     /// Whether a container can be slowed down here while its memory is copied.
     #[serde(default)]
     pub throttle: Ability,

@@ -1087,6 +1087,7 @@ fn facts(host: &str) -> HostFacts {
         trackers: Vec::new(),
         lazy_restore: Ability::default(),
         hides_pages: Ability::default(),
+        spares_smaps: Ability::default(),
         throttle: Ability::default(),
     }
 }

@@ -294,7 +294,8 @@ impl Departure {
             let cgroup = context.host.cgroup(self.parts.name());
             let tracker = tracker::choose(self.kind());
             self.rounds = Some(Rounds {
-                precopy: Precopy::new(cgroup, tracker, self.options.compress)?,
+                precopy: Precopy::new(cgroup, tracker, self.options.compress)?
+                    .with_flags(criu.mapping_flags().ok()),
                 standby: Standby::start(criu, criu.hides_pages().is_ok())?,
             });
         }
