@@ -46,8 +46,9 @@ impl Held {
     /// Dumps a frozen container. Memory goes through `out` as page frames, less what the rounds have sent; the
     /// rest into the directory for images. On failure the tasks are in their frozen cgroup as before.
     ///
-    /// CRIU never sees the private memory of the tasks where it can be kept from it ([`Standby::start`]): the
-    /// rounds' tracker lists it and sends what is unsent, while CRIU dumps everything else.
+    /// CRIU never sees the private memory of the tasks where it can be kept from it ([`Standby::start`]): what
+    /// [`Precopy::look`] has found unsent of it is sent while CRIU dumps everything else. `rounds` must live until
+    /// the tasks are dead or about to go on: see [`Precopy::release`].
     ///
     /// # Errors
     /// When CRIU refuses, names the reason out of its log; when `out` fails, with its error.
@@ -62,18 +63,9 @@ impl Held {
             session,
             server,
             page_server,
-            hide,
-            smaps,
+            ..
         } = standby;
-        rounds.rounds_are_over();
-        let step = spans.begin("scan memory");
-        let residual = match hide {
-            Some(table) => Some(rounds.residual(&table, out)?),
-            None => None,
-        };
-        rounds.release();
-        rounds.tell_mappings(smaps.as_ref());
-        drop(step);
+        let residual = rounds.take_residual();
         let _step = spans.begin("criu dump");
         let request = DumpRequest {
             page_server: Some(page_server),

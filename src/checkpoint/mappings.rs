@@ -1,7 +1,5 @@
 //! What CRIU is told of a container's mappings: it would have the kernel count all their pages for it.
 
-use std::collections::HashSet;
-
 use crate::criu::{Described, MappingFlags, SmapsTable};
 use crate::memory::Target;
 
@@ -10,30 +8,25 @@ use crate::memory::Target;
 #[derive(Debug)]
 pub(super) struct Mappings {
     flags: MappingFlags,
-    learnt: HashSet<i32>,
 }
 
 impl Mappings {
     /// Nothing but what every process may have.
     pub fn new(flags: MappingFlags) -> Self {
-        let learnt = HashSet::new();
-        Self { flags, learnt }
+        Self { flags }
     }
 
-    /// Learns what flags these tasks have, which run, and only then reads what grows with their memory. What a
-    /// tracker adds to the flags, and takes away again, need not be known: then a task is looked at `once`, before.
-    pub fn learn(&mut self, targets: &[Target], once: bool) {
+    /// Learns what flags these tasks have, which run, a tracker's among them; only of flags that are new is read what
+    /// grows with their memory.
+    pub fn learn(&mut self, targets: &[Target]) {
         for target in targets {
-            if !self.learnt.insert(target.pid) && once {
-                continue;
-            }
             if let Err(error) = self.flags.learn(target.pid) {
                 tracing::debug!(pid = target.pid, %error, "flags of mappings are not known");
             }
         }
     }
 
-    /// Tells about these tasks, which stand still, and of which every trace has been taken.
+    /// Tells about these tasks, which stand still.
     pub fn tell(&self, targets: &[Target], table: &SmapsTable) {
         let describe = |target: &Target| -> Option<Described> {
             match self.flags.describe(target.pid) {

@@ -6,13 +6,14 @@
 //! ```text
 //! Precopy::round …      pages, while the tasks run
 //! Standby               a CRIU that waits
-//! Held::dump ─▶ Residual ─▶ frames          private memory, which CRIU never sees
+//! Precopy::look         the tasks stand still: what is unsent of their private memory, which CRIU never sees
+//! Held::dump ─▶ that ─▶ frames
 //!          └──▶ CRIU ─▶ page server ─▶ frames
 //!                  └──▶ images in a tmpfs ─▶ chunks
 //!              CRIU waits in post-dump; cgroup frozen ─▶ Held::kill | Held::release
 //!
 //! ImageDirectory ◀─ chunks,  PageStore ◀─ frames ─▶ link_images
-//! restore ─▶ CRIU waits in post-restore ─▶ hold() ─▶ run | undo
+//! restore ─▶ CRIU waits in post-restore ─▶ reached() ─▶ run | undo
 //! ```
 
 mod dump;

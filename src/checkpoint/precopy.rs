@@ -5,14 +5,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::CheckpointError;
 use super::mappings::Mappings;
+use super::{CheckpointError, Standby};
 use crate::cgroup::Cgroup;
-use crate::criu::{Hidden, HideTable, MappingFlags, SmapsTable};
+use crate::criu::{Hidden, MappingFlags, SmapsTable};
 use crate::memory::{
     MemoryError, OwnedSpace, Pool, Residual, RoundStats, Sender, SentPages, Target, Tracker,
 };
-use crate::model::{Compress, TrackerChoice};
+use crate::model::Compress;
 
 /// Where frames go, from several threads at once. An error ends the round or the dump that makes them.
 pub type SharedOut<'a> = dyn Fn(Vec<u8>) -> io::Result<()> + Send + Sync + 'a;
@@ -23,6 +23,7 @@ pub struct Precopy {
     cgroup: Cgroup,
     pool: Pool,
     mappings: Option<Mappings>,
+    residual: Option<Residual>,
 }
 
 impl Precopy {
@@ -40,6 +41,7 @@ impl Precopy {
             cgroup,
             pool: Pool::new(compress).map_err(memory)?,
             mappings: None,
+            residual: None,
         })
     }
 
@@ -59,24 +61,25 @@ impl Precopy {
         let targets = targets(&self.cgroup)?;
         self.pool.next_round();
         if let Some(mappings) = &mut self.mappings {
-            mappings.learn(&targets, self.tracker.kind() == TrackerChoice::UffdWp);
+            mappings.learn(&targets);
         }
         let mut piece = |frame| out(frame);
         let mut sender = Sender::new(&self.pool, &mut piece);
         self.tracker.round(&targets, &mut sender).map_err(memory)
     }
 
-    /// All that was sent in rounds has been acknowledged, and the tasks are frozen.
-    pub(super) fn rounds_are_over(&self) {
+    /// The last look, at frozen tasks, after all that was sent in rounds has been acknowledged: what they have, and
+    /// what of it is unsent, is known for the dump, and CRIU is told not to see it, where that is possible. What must
+    /// be sent before CRIU begins goes through `out`.
+    ///
+    /// # Errors
+    /// When the processes cannot be listed or looked at, or `out` fails.
+    pub fn look(&mut self, standby: &Standby, out: &SharedOut<'_>) -> Result<(), CheckpointError> {
         self.pool.next_round();
-    }
-
-    /// The last look, at frozen tasks: what they have, and what of it is unsent. CRIU is told not to see it.
-    pub(super) fn residual(
-        &mut self,
-        table: &HideTable,
-        out: &SharedOut<'_>,
-    ) -> Result<Residual, CheckpointError> {
+        self.tell_mappings(standby.smaps.as_ref());
+        let Some(table) = &standby.hide else {
+            return Ok(());
+        };
         let targets = targets(&self.cgroup)?;
         let mut piece = |frame| out(frame);
         let mut sender = Sender::new(&self.pool, &mut piece);
@@ -86,16 +89,23 @@ impl Precopy {
             operation: "dump",
             source,
         })?;
-        Ok(residual)
+        self.residual = Some(residual);
+        Ok(())
     }
 
-    /// Takes every trace of the rounds out of the tasks.
-    pub(super) fn release(&mut self) {
+    /// What [`Self::look`] has found unsent.
+    pub(super) fn take_residual(&mut self) -> Option<Residual> {
+        self.residual.take()
+    }
+
+    /// Takes every trace of the rounds out of the tasks. That takes time, the more memory they have: it is done, here
+    /// or by dropping this, when they are dead, or before they go on.
+    pub fn release(&mut self) {
         self.tracker.release();
     }
 
-    /// The last look at mappings, of tasks that are frozen and [released](Self::release): CRIU is told about them.
-    pub(super) fn tell_mappings(&self, table: Option<&SmapsTable>) {
+    /// The last look at mappings, of tasks that are frozen: CRIU is told about them.
+    fn tell_mappings(&self, table: Option<&SmapsTable>) {
         if let (Some(mappings), Some(table), Ok(targets)) =
             (&self.mappings, table, targets(&self.cgroup))
         {

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::CheckpointError;
 use super::dump::NETNS_KEY;
+use crate::container::shim::Reached;
 use crate::criu::{Criu, Notify, RestoreRequest, Session, Spawn, Verdict};
 use crate::memory::MemoryError;
 use crate::memory::fill::Guard;
@@ -37,10 +38,10 @@ pub struct Plan {
 /// How long the fill may take to have everything in safe hands.
 const SYNCED_WITHIN: Duration = Duration::from_secs(30);
 
-/// Restores a container as a child of this process. `hold` is called once, with the host process id of its
-/// first process, when everything is restored and nothing runs; it returns whether it may run. When this
-/// returns an error nothing has run and nothing is left but the images; when it returns the process id, the
-/// container runs, even if CRIU was killed at the very end.
+/// Restores a container as a child of this process. `reached` is called when everything is restored and nothing
+/// runs, and says whether it may run; and again when it is being let go. When this returns an error nothing has run
+/// and nothing is left but the images; when it returns the process id, the container runs, even if CRIU was killed
+/// at the very end.
 ///
 /// CRIU starts inside the container's cgroup and a cgroup namespace rooted there, because it does not restore
 /// either when cgroups are none of its business (`manage_cgroups: ignore`).
@@ -50,7 +51,7 @@ const SYNCED_WITHIN: Duration = Duration::from_secs(30);
 pub fn restore(
     criu: &Criu,
     plan: Plan,
-    hold: &mut dyn FnMut(i32) -> bool,
+    reached: &mut dyn FnMut(Reached) -> bool,
 ) -> Result<i32, CheckpointError> {
     let open = |what: &PathBuf| {
         File::open(what).map_err(|source| CheckpointError::Open {
@@ -80,7 +81,7 @@ pub fn restore(
     };
     let session = Session::start(criu, spawn).map_err(failed)?;
     let mut how_far = HowFar::new(plan.fill.clone());
-    let mut judge = |step| how_far.judge(&step, hold);
+    let mut judge = |step| how_far.judge(&step, reached);
     let error = match session.restore(&request, &mut judge) {
         Ok(restored) => {
             how_far.runs();
@@ -135,14 +136,14 @@ impl HowFar {
         }
     }
 
-    fn judge(&mut self, step: &Notify, hold: &mut dyn FnMut(i32) -> bool) -> Verdict {
+    fn judge(&mut self, step: &Notify, reached: &mut dyn FnMut(Reached) -> bool) -> Verdict {
         match step {
             Notify::PostRestore { pid } => {
                 self.pid = Some(*pid);
                 // Nothing runs before everything is in two hands.
                 let synced = self.fill.as_ref().map(|fill| fill.sync(SYNCED_WITHIN));
                 self.unfilled = synced.and_then(Result::err);
-                self.unwanted = self.unfilled.is_some() || !hold(*pid);
+                self.unwanted = self.unfilled.is_some() || !reached(Reached::Held(*pid));
                 if self.unwanted {
                     Verdict::Refuse
                 } else {
@@ -151,6 +152,9 @@ impl HowFar {
             }
             Notify::PreResume => {
                 self.let_go = true;
+                if let Some(pid) = self.pid {
+                    reached(Reached::Running(pid));
+                }
                 Verdict::Continue
             }
             _ => Verdict::Continue,

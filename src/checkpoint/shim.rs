@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Plan, restore};
-use crate::container::shim::{Preparation, RestoreRequest, Restorer, ShimStdio};
+use crate::container::shim::{Preparation, Reached, RestoreRequest, Restorer, ShimStdio};
 use crate::criu::Criu;
 use crate::memory::fill::{FillPlan, Guard};
 use crate::model::CriuVersion;
@@ -47,7 +47,7 @@ impl Restorer for CriuRestorer {
         &self,
         request: &RestoreRequest,
         stdio: &ShimStdio,
-        hold: &mut dyn FnMut(i32) -> bool,
+        reached: &mut dyn FnMut(Reached) -> bool,
     ) -> Result<i32, String> {
         let copy = |fd: &OwnedFd| {
             let copied = fd.try_clone();
@@ -68,7 +68,7 @@ impl Restorer for CriuRestorer {
             fill: fill.transpose()?,
         };
         let criu = criu(&request.criu, &request.extra)?;
-        restore(&criu, plan, hold).map_err(|error| {
+        restore(&criu, plan, reached).map_err(|error| {
             // Nothing runs, and nothing is to be brought.
             *self.fill.lock().unwrap_or_else(PoisonError::into_inner) = None;
             chain(&error)

@@ -71,8 +71,12 @@ pub enum Message {
         /// Its number.
         number: u32,
     },
-    /// The container is frozen: what follows is the blackout.
+    /// The container is frozen: what follows is the blackout. Its gate is still open.
     Frozen,
+    /// Frames for the container go to the destination now, or it cannot keep any: the source may close its gate.
+    Holding,
+    /// The source's gate is closed, and no frame leaves or reaches the container there any more.
+    GateClosed,
     /// CRIU has told everything; the images and pages are complete.
     DumpEnd {
         /// How many frames of pages there were since the migration began, over all streams.

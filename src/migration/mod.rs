@@ -19,7 +19,10 @@
 //! file records  … StorageEnd  (it runs)         ───▶  overlay's upper layer
 //! page frames   … RoundEnd    (it runs)         ───▶  page store
 //!                                               ◀───  RoundAck     (policy: another round, freeze, give up)
-//! ── freeze, gate closed: the blackout begins ──
+//! ── freeze: the blackout begins ──
+//! Frozen                                        ───▶  frames for it are kept here from now on
+//!                                               ◀───  Holding
+//! gate closed: GateClosed                       ───▶  nobody else has it: announced again
 //! page frames, image chunks … DumpEnd           ───▶  page store, images in a tmpfs
 //! file records  … ResidualEnd                   ───▶  upper layer; restore, held before its first instruction
 //!                                                     journal Ready

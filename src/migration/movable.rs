@@ -81,16 +81,23 @@ pub trait Movable: Send + 'static {
     /// What the blackout costs besides the pages that are still to be sent.
     fn fixed_blackout(&self) -> Duration;
 
-    /// Closes the network gate and freezes. On failure it runs as before.
+    /// Freezes. Its network gate stays open: what reaches it waits in its sockets. On failure it runs as before.
     fn freeze(self) -> Result<Self::Held, Cause>;
 }
 
-/// A container that is frozen on this host, its network gate closed. **Dropping it resumes it.**
+/// A container that is frozen on this host. **Dropping it resumes it**, its network gate open.
 pub trait Held: Send + 'static {
     /// What it becomes when handed over.
     type HandedOver: HandedOver;
 
-    /// Dumps it: sends pages and images. Afterwards it stays frozen whatever dies.
+    /// Finds out what of its memory is unsent, and takes what copied it out of its tasks.
+    fn look(&mut self, outbox: &Outbox) -> Result<(), Cause>;
+
+    /// Closes its network gate: from now on no frame reaches it, and its sockets are what they will be elsewhere.
+    fn close_gate(&mut self) -> Result<(), Cause>;
+
+    /// Dumps it, after [`Self::look`] and with its gate closed: sends pages and images. Afterwards it stays frozen
+    /// whatever dies.
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause>;
 
     /// Sends the files that changed since [`Movable::send_files`].
@@ -155,9 +162,12 @@ pub trait Arriving: Send + 'static {
     /// All files of a pass are here.
     fn files_end(&mut self) -> Result<(), Cause>;
 
-    /// The container is frozen on its source, whose gate is closed: what is sent to it from now on is for this
-    /// host to keep. A host that cannot do so loses frames, which is no failure.
+    /// The container is frozen on its source: what is sent to it from now on is for this host to keep. A host that
+    /// cannot do so loses frames, which is no failure.
     fn frozen(&mut self);
+
+    /// Its source's gate is closed: frames that were still led there have no other place than this any more.
+    fn gate_closed(&mut self);
 
     /// Checks that everything is here and restores it, held before its first instruction. On failure
     /// everything is discarded.
@@ -172,7 +182,7 @@ pub trait Arriving: Send + 'static {
 pub trait Restored: Send + 'static {
     /// To be called after the journal says `Accepted`: lets it run under this generation, opens the gate,
     /// announces it, and then makes its files durable. Idempotent; restores again from the images when the held
-    /// copy has died. Returns the moment from which it ran and was reachable.
+    /// copy has died. Returns the moment from which it ran; it is reachable from then on.
     fn run(&mut self, generation: Generation) -> Result<Instant, RunError>;
 
     /// The steps that were noted since this was asked last, those of the arrival among them: where the blackout goes.

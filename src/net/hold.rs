@@ -6,10 +6,17 @@
 //! sees of the blackout is then the blackout.
 //!
 //! ```text
-//!              freeze … restore                                gate open
-//! uplink ─▶ bridge ─▶ tap: a queue in the kernel   ⇒   uplink ─▶ bridge ─▶ port ─▶ container
-//!                                                              queue ──────┘
+//! source         frozen, gate open ──────────────▶ gate closed ─▶ dump
+//!                   │ Frozen          Holding ▲        │ GateClosed
+//! destination       └▶ tap, announce ─────────┘        └▶ announce again … gate open, deliver
+//!
+//! until the gate opens:   uplink ─▶ bridge ─▶ tap: a queue in the kernel
+//! from then on:           uplink ─▶ bridge ─▶ port ─▶ container
+//!                                    queue ─────┘
 //! ```
+//!
+//! The source's gate stays open until the frames come here: what still reaches the source waits in the sockets of
+//! the frozen container, and moves with them.
 //!
 //! **Invariant:** the queue is bounded ([`QUEUE`] frames; the kernel drops what comes beyond), and exists no longer
 //! than this value: a daemon that dies takes the tap with it.
@@ -21,7 +28,7 @@ use rtnetlink::packet_route::link::LinkAttribute;
 
 use super::netlink::named;
 use super::{Here, NetError, bridge, plan, port};
-use crate::model::{Lease, Mac, Name};
+use crate::model::{Lease, Name};
 use crate::sys::ethernet::EthernetSocket;
 use crate::sys::tap::Tap;
 
@@ -36,7 +43,7 @@ const LONGEST: usize = 65_536 + 18;
 pub struct HeldFrames {
     tap: Tap,
     port: EthernetSocket,
-    mac: Mac,
+    lease: Lease,
 }
 
 /// What became of frames that waited.
@@ -76,18 +83,25 @@ pub(super) fn begin(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<HeldF
     here.netlink
         .claim_mac(index, &lease.mac.0)
         .map_err(failed("lead frames to"))?;
-    for arp in Arp::announcements(lease.mac, lease.address) {
-        tap.send(&arp.encode())
-            .map_err(failed("announce through"))?;
-    }
-    let mac = lease.mac;
-    Ok(HeldFrames { tap, port, mac })
+    let lease = *lease;
+    let held = HeldFrames { tap, port, lease };
+    held.announce().map_err(failed("announce through"))?;
+    Ok(held)
 }
 
 impl HeldFrames {
-    /// Hands the frames over. The gate is open, and the container has announced itself: what comes from now on
-    /// takes the direct way. A frame that the port does not take is lost, like any other frame may be.
-    pub fn deliver(self) -> io::Result<Delivered> {
+    /// Says once more that the container is here: what its source's kernel still sent in its name, before the gate
+    /// there was closed, has led every switch on the way back to that host.
+    pub fn announce(&self) -> io::Result<()> {
+        Arp::announcements(self.lease.mac, self.lease.address)
+            .iter()
+            .try_for_each(|arp| self.tap.send(&arp.encode()))
+    }
+
+    /// Hands over the frames that have come so far, in their order, through the open gate. A frame that the port does
+    /// not take is lost, like any other frame may be. Frames go on coming here until the container has announced
+    /// itself; once it has, they are handed over by the last call.
+    pub fn deliver(&self) -> io::Result<Delivered> {
         let mut buffer = vec![0; LONGEST];
         let mut delivered = Delivered::default();
         while let Some(length) = self.tap.receive(&mut buffer)? {
@@ -107,6 +121,6 @@ impl HeldFrames {
     /// spares whoever asked from asking again a second later.
     fn is_for_it(&self, frame: &[u8]) -> bool {
         let is_question = frame.get(12..14) == Some(&ETHERTYPE.to_be_bytes()[..]);
-        is_question || frame.get(..6) == Some(&self.mac.0[..])
+        is_question || frame.get(..6) == Some(&self.lease.mac.0[..])
     }
 }

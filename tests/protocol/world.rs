@@ -336,7 +336,6 @@ impl Movable for Container {
         assert_eq!(self.0.inner.state().throttled(), None, "CRIU would wait");
         self.0.inner.fails(Side::Source, Phase::Freeze)?;
         self.0.set(Copy::Frozen)?;
-        self.0.live()?.gate = false;
         Ok(Frozen(Some(self.0)))
     }
 }
@@ -359,7 +358,17 @@ impl Frozen {
 impl Held for Frozen {
     type HandedOver = Handed;
 
+    fn look(&mut self, outbox: &Outbox) -> Result<(), Cause> {
+        Ok(outbox.send(Kind::Pages, b"".to_vec())?)
+    }
+
+    fn close_gate(&mut self) -> Result<(), Cause> {
+        self.part().live()?.gate = false;
+        Ok(())
+    }
+
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
+        assert!(!self.part().live()?.gate, "its sockets change meanwhile");
         self.part().inner.fails(Side::Source, Phase::Dump)?;
         outbox.send(Kind::Pages, b"".to_vec())?;
         outbox.send(
@@ -500,7 +509,9 @@ impl Arriving for Parts {
         Ok(())
     }
 
-    fn frozen(&mut self) {
+    fn frozen(&mut self) {}
+
+    fn gate_closed(&mut self) {
         let state = self.0.inner.state();
         // The source may have gone on meanwhile.
         let reachable = state.source == Copy::Frozen && state.gate;

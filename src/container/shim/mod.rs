@@ -53,9 +53,8 @@ pub trait Restorer: Sync {
 
     /// Restores, and returns the id of the first process, a child of the calling process.
     ///
-    /// `stdio` has the write ends that become the container's output; they are to be duplicated into it. When
-    /// everything is there and stands still, `hold` is called with the id: it returns, perhaps much later,
-    /// whether the container may run.
+    /// `stdio` has the write ends that become the container's output; they are to be duplicated into it. `reached`
+    /// is called at each [`Reached`], and returns, perhaps much later, whether to go on from there.
     ///
     /// An error means that it has executed nothing of its own and that all of it is gone, whatever the verdict
     /// was; an id means that it runs, even where the restorer was not content with the rest of its work.
@@ -63,8 +62,18 @@ pub trait Restorer: Sync {
         &self,
         request: &RestoreRequest,
         stdio: &ShimStdio,
-        hold: &mut dyn FnMut(i32) -> bool,
+        reached: &mut dyn FnMut(Reached) -> bool,
     ) -> Result<i32, String>;
+}
+
+/// How far a restore has come, with the id of the first process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reached {
+    /// Everything is there and stands still.
+    Held(i32),
+    /// It is being let go, and nothing stops that any more: the answer does not count. The restorer has still to
+    /// clean up, for which nobody who waits for the container has to wait.
+    Running(i32),
 }
 
 /// The write ends of the output pipes of a container.

@@ -6,13 +6,16 @@ use std::thread::Scope;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
+use super::process::Process;
 use super::wire::RestoreRequest;
-use super::{Restorer, ShimStdio};
+use super::{Reached, Restorer, ShimStdio};
 
 /// What the thread tells.
 pub enum Step {
     /// The processes are there and wait for the verdict; the first has this id.
     Held(i32),
+    /// They run; the restorer is not through yet.
+    Running(i32),
     /// It is over: the first process's id, or why there is none.
     Over(Result<i32, String>),
 }
@@ -21,6 +24,8 @@ pub enum Step {
 pub struct Restoring {
     steps: Receiver<Step>,
     verdict: Sender<bool>,
+    /// The first process, once it runs.
+    pub process: Option<Process>,
     /// Readable when there is a step to take.
     pub wake: Arc<EventFd>,
 }
@@ -43,12 +48,18 @@ impl Restoring {
                 let _ = telling.send(step);
                 let _ = waker.write(1);
             };
-            let mut hold = |pid| {
-                tell(Step::Held(pid));
-                // A shim that goes away without a verdict has not let it run.
-                hearing.recv().unwrap_or(false)
+            let mut reached = |reached| match reached {
+                Reached::Held(pid) => {
+                    tell(Step::Held(pid));
+                    // A shim that goes away without a verdict has not let it run.
+                    hearing.recv().unwrap_or(false)
+                }
+                Reached::Running(pid) => {
+                    tell(Step::Running(pid));
+                    true
+                }
             };
-            let result = restorer.restore(&request, &stdio, &mut hold);
+            let result = restorer.restore(&request, &stdio, &mut reached);
             // Before anybody hears of it: the processes must be the only ones that can write to their pipes.
             drop(stdio);
             tell(Step::Over(result));
@@ -56,6 +67,7 @@ impl Restoring {
         Ok(Self {
             steps,
             verdict,
+            process: None,
             wake,
         })
     }

@@ -287,7 +287,8 @@ impl Shim {
         match &self.task {
             Task::Running(process) => Some(process),
             Task::Waiting(waiting) => Some(&waiting.process),
-            Task::Restoring(_) | Task::None => None,
+            Task::Restoring(restoring) => restoring.process.as_ref(),
+            Task::None => None,
         }
     }
 
@@ -370,26 +371,36 @@ impl Shim {
             return;
         };
         restoring.acknowledge();
-        while let Task::Restoring(restoring) = &self.task
+        while let Task::Restoring(restoring) = &mut self.task
             && let Some(step) = restoring.next()
         {
             match step {
                 Step::Held(pid) => self.become_state(ShimState::Held { pid }),
+                Step::Running(pid) => {
+                    // One that is gone already is found to be so when the restore is over.
+                    restoring.process = Process::hold(pid, true).ok();
+                    self.become_state(ShimState::Running { pid });
+                }
                 Step::Over(result) => self.restore_is_over(result),
             }
         }
     }
 
     fn restore_is_over(&mut self, result: Result<i32, String>) {
-        self.task = Task::None;
+        let held = match std::mem::replace(&mut self.task, Task::None) {
+            Task::Restoring(restoring) => restoring.process,
+            _ => None,
+        };
         let pid = match result {
             Ok(pid) => pid,
             Err(why) => return self.become_state(ShimState::Failed { why }),
         };
-        match Process::hold(pid, true) {
+        match held.map_or_else(|| Process::hold(pid, true), Ok) {
             Ok(process) => {
                 self.task = Task::Running(process);
-                self.become_state(ShimState::Running { pid });
+                if self.state != (ShimState::Running { pid }) {
+                    self.become_state(ShimState::Running { pid });
+                }
             }
             Err(error) => {
                 eprintln!("the restored process {pid} is gone: {error}");

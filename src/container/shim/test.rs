@@ -19,7 +19,7 @@ impl Restorer for Shell {
         &self,
         request: &RestoreRequest,
         stdio: &ShimStdio,
-        hold: &mut dyn FnMut(i32) -> bool,
+        reached: &mut dyn FnMut(Reached) -> bool,
     ) -> Result<i32, String> {
         let script = request.extra.as_str().ok_or("no script")?;
         let mut child = Command::new("/bin/sh")
@@ -28,7 +28,12 @@ impl Restorer for Shell {
             .spawn()
             .map_err(|e| e.to_string())?;
         let pid = child.id() as i32;
-        if hold(pid) {
+        if reached(Reached::Held(pid)) {
+            reached(Reached::Running(pid));
+            // A restorer cleans up for as long as there is something to clean up.
+            while request.images.join("dirty").exists() {
+                std::thread::sleep(Duration::from_millis(5));
+            }
             return Ok(pid);
         }
         child
@@ -59,6 +64,30 @@ fn serving(dir: &Path) -> JoinHandle<()> {
     let owner = nix::unistd::getuid().as_raw();
     let shim = Shim::new(dir.to_owned(), dir.join("log"), Some(owner)).unwrap();
     std::thread::spawn(move || shim.serve(&Shell).unwrap())
+}
+
+#[test]
+fn a_container_runs_before_its_restorer_has_cleaned_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let dirty = dir.path().join("dirty");
+    fs::write(&dirty, "").unwrap();
+    let shim = serving(dir.path());
+    let mut client = Client::connect(dir.path()).unwrap();
+    let pid = client
+        .restore(RestoreRequest {
+            images: dir.path().to_owned(),
+            ..request("exec sleep 1000")
+        })
+        .unwrap();
+    client.verdict(true).unwrap();
+    assert_eq!(*client.state(), ShimState::Running { pid });
+    // Its output, and its process, can be had already.
+    assert_eq!(client.pipes().unwrap().len(), 3);
+    client.signal(libc::SIGKILL).unwrap();
+    fs::remove_file(dirty).unwrap();
+    let exit = client.wait_for_exit(Some(WAIT)).unwrap();
+    assert_eq!(exit, Some(Exit { code: Some(137) }));
+    shim.join().unwrap();
 }
 
 #[test]

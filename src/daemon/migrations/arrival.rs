@@ -276,6 +276,13 @@ impl Arriving for Arrival {
         }
     }
 
+    fn gate_closed(&mut self) {
+        if let Some(Err(error)) = self.frames.as_ref().map(HeldFrames::announce) {
+            let name = &self.coming.spec.name;
+            tracing::warn!(container = %name, "frames that come for it in the blackout may be lost: {error}");
+        }
+    }
+
     fn restore(mut self, summary: &Summary) -> Result<RestoredArrival, Cause> {
         let restored = self.complete(summary).and_then(|()| {
             let frames = self.frames.take();

@@ -228,9 +228,6 @@ impl Movable for Departure {
         let spans = Spans::new(Instant::now);
         let host = &self.parts.context.host;
         let name = self.parts.name();
-        let step = spans.begin("close the gate");
-        host.network.detach(name)?;
-        drop(step);
         let step = spans.begin("freeze");
         if let Err(error) = host.cgroup(name).freeze(FREEZE_WITHIN) {
             self.parts.go_on()?;
@@ -249,6 +246,7 @@ impl Movable for Departure {
             snapshot,
             stdio,
             rounds,
+            precopy: None,
             dump: None,
             spans,
         }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use super::departure::{Parts, Rounds, into};
 use super::remains;
-use crate::checkpoint::{Held as HeldDump, Subject, for_each_chunk, mapped_files};
+use crate::checkpoint::{Held as HeldDump, Precopy, Subject, for_each_chunk, mapped_files};
 use crate::container::{Record, place};
 use crate::daemon::Context;
 use crate::migration::codec::{Chunk, Kind};
@@ -15,12 +15,16 @@ use crate::migration::{Cause, HandedOver, Held, Outbox, Summary};
 use crate::model::{MigrationId, Name, Spans, Step};
 use crate::storage::{Snapshot, send_changes};
 
+const LOST: &str = "the rounds of this migration are lost";
+
 /// What is known of a frozen container, and what it takes to move it or to let it go on.
 pub struct Frozen {
     pub parts: Parts,
     pub snapshot: Option<Snapshot>,
     pub stdio: Option<[u64; 2]>,
     pub rounds: Option<Rounds>,
+    /// What copied its memory, once it is dumped: what that left in the tasks is of no harm while they stand still.
+    pub precopy: Option<Precopy>,
     pub dump: Option<HeldDump>,
     pub spans: Spans,
 }
@@ -49,6 +53,7 @@ impl HeldDeparture {
             snapshot: None,
             stdio: None,
             rounds: None,
+            precopy: None,
             dump: None,
             spans: Spans::new(Instant::now),
         }
@@ -72,12 +77,29 @@ impl Frozen {
         if let Some(dump) = self.dump {
             dump.release();
         }
+        drop((self.precopy, self.rounds));
         self.parts.go_on()
     }
 }
 
 impl Held for HeldDeparture {
     type HandedOver = HandedOverDeparture;
+
+    fn look(&mut self, outbox: &Outbox) -> Result<(), Cause> {
+        let frozen = self.frozen();
+        let rounds = frozen.rounds.as_mut().ok_or(LOST)?;
+        let _step = frozen.spans.begin("scan memory");
+        let out = |frame| into(outbox, Kind::Pages, frame);
+        rounds.precopy.look(&rounds.standby, &out)?;
+        Ok(())
+    }
+
+    fn close_gate(&mut self) -> Result<(), Cause> {
+        let frozen = self.frozen();
+        let _step = frozen.spans.begin("close the gate");
+        let parts = &frozen.parts;
+        Ok(parts.context.host.network.detach(parts.name())?)
+    }
 
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
         let frozen = self.frozen();
@@ -95,12 +117,10 @@ impl Held for HeldDeparture {
         let Rounds {
             mut precopy,
             standby,
-        } = frozen
-            .rounds
-            .take()
-            .ok_or("the rounds of this migration are lost")?;
+        } = frozen.rounds.take().ok_or(LOST)?;
         let out = |frame| into(outbox, Kind::Pages, frame);
         let dump = HeldDump::dump(standby, &subject, &mut precopy, &out, spans)?;
+        frozen.precopy = Some(precopy);
         let pages = dump.pages;
         frozen.dump = Some(dump);
         // Without them it asks anew, and its first answers are late.
@@ -171,11 +191,17 @@ pub struct HandedOverDeparture(Frozen);
 
 impl HandedOver for HandedOverDeparture {
     fn settle(self) -> Result<(), Cause> {
-        let Frozen { parts, dump, .. } = self.0;
+        let Frozen {
+            parts,
+            dump,
+            precopy,
+            ..
+        } = self.0;
         if let Some(Err(error)) = dump.map(HeldDump::kill) {
             // A CRIU that was killed kills nobody; the cgroup's removal does.
             tracing::warn!(container = %parts.name(), "CRIU did not kill the copy that was handed over: {error}");
         }
+        drop(precopy);
         parts.context.outputs().remove(parts.name());
         place::remove(&parts.context.host, parts.name())?;
         parts.context.leases.moved_away(parts.name(), &parts.to)?;

@@ -14,7 +14,7 @@ use crate::container::{Record, create};
 use crate::daemon::Context;
 use crate::memory::fill::fill_is_spent;
 use crate::migration::{Cause, Restored, RunError, Summary};
-use crate::model::{ContainerState, Generation, MigrationId, Name, RestoreChoice};
+use crate::model::{ContainerState, Generation, MigrationId, Name, RestoreChoice, Spans, Step};
 use crate::net::HeldFrames;
 
 /// How long it may take to see what became of a container whose shim died.
@@ -67,12 +67,21 @@ fn request(coming: &Incoming, summary: &Summary, lazy: bool) -> Result<RestoreRe
     })
 }
 
+/// What others have sent to a container while it ran nowhere reaches it.
+fn deliver(name: &Name, frames: Option<&HeldFrames>) {
+    if let Some(frames) = frames {
+        let delivered = frames.deliver();
+        tracing::debug!(container = %name, ?delivered, "frames that came in the blackout");
+    }
+}
+
 /// A container that is restored here and held by its shim.
 pub struct RestoredArrival {
     coming: Arc<Incoming>,
     request: RestoreRequest,
     shim: Option<Client>,
     frames: Option<HeldFrames>,
+    spans: Spans,
 }
 
 impl RestoredArrival {
@@ -91,6 +100,7 @@ impl RestoredArrival {
             request,
             shim: None,
             frames,
+            spans: Spans::new(Instant::now),
         };
         restored.hold(shim)?;
         Ok(restored)
@@ -125,6 +135,7 @@ impl RestoredArrival {
             shim,
             // A daemon that dies takes what it held with it.
             frames: None,
+            spans: Spans::new(Instant::now),
         })
     }
 
@@ -150,10 +161,18 @@ impl RestoredArrival {
         Ok(())
     }
 
-    /// Lets it run. When what was held has died meanwhile, it is restored again.
+    /// Lets it run, its gate open: the first thing that it says is not lost. When what was held has died meanwhile, it
+    /// is restored again, behind its closed gate.
     fn let_run(&mut self) -> Result<(), RunError> {
         let mut last: Cause = "its shim is gone".into();
         for _ in 0..TRIES {
+            let step = self.spans.begin("open the gate");
+            let network = &self.coming.context.host.network;
+            if let Err(error) = network.attach(&self.coming.spec.name) {
+                return Err(RunError::NeverRan(error.into()));
+            }
+            drop(step);
+            let _step = self.spans.begin("let it run");
             let verdict = match &mut self.shim {
                 Some(shim) => shim.verdict(true),
                 None => Err(ShimError::Gone {
@@ -167,6 +186,15 @@ impl RestoredArrival {
             }
             tracing::warn!(container = %self.coming.spec.name, "what was restored has died before it ran and is restored again: {last}");
             self.shim = None;
+            if let Err(error) = self
+                .coming
+                .context
+                .host
+                .network
+                .detach(&self.coming.spec.name)
+            {
+                return Err(RunError::NeverRan(error.into()));
+            }
             let cgroup = self.coming.context.host.cgroup(&self.coming.spec.name);
             let again = cgroup.remove().and_then(|()| cgroup.create());
             let again = again.map_err(Cause::from).and_then(|()| self.hold(None));
@@ -202,35 +230,46 @@ impl RestoredArrival {
 
 impl Restored for RestoredArrival {
     fn run(&mut self, generation: Generation) -> Result<Instant, RunError> {
-        if !self.runs() {
+        let ran_before = self.runs();
+        if !ran_before {
             self.let_run()?;
         }
+        let since = Instant::now();
         let frames = self.frames.take();
         let coming = &self.coming;
         let host = &coming.context.host;
         let name = &coming.spec.name;
-        let opened = || -> Result<Instant, Cause> {
-            host.network.attach(name)?;
+        let opened = || -> Result<(), Cause> {
+            if ran_before {
+                host.network.attach(name)?;
+            }
+            let step = self.spans.begin("hand over its frames");
+            // In their order: first what has come, then what comes until nobody sends it that way any more.
+            deliver(name, frames.as_ref());
             host.network
                 .announce(&coming.spec.lease, &host.netns(name))?;
-            if let Some(frames) = frames {
-                let delivered = frames.deliver();
-                tracing::debug!(container = %name, ?delivered, "frames that came in the blackout");
-            }
-            let since = Instant::now();
+            deliver(name, frames.as_ref());
+            drop(step);
             // What the container has once synced to the source's disk must be on this one before that copy goes.
             syncfs(File::open(host.upper(name))?)?;
             coming
                 .record(ContainerState::Running, generation)
                 .save(host)?;
-            Ok(since)
+            // The kernel takes its time to remove an interface.
+            deliver(name, frames.as_ref());
+            drop(frames);
+            Ok(())
         };
-        let since = opened().map_err(RunError::HasRun)?;
+        opened().map_err(RunError::HasRun)?;
         coming
             .context
             .events
             .container(name, ContainerState::Running);
         Ok(since)
+    }
+
+    fn steps(&mut self) -> Vec<Step> {
+        self.spans.take()
     }
 
     fn way(&self) -> RestoreChoice {

@@ -46,7 +46,7 @@ impl Tracker for HashTracker {
             };
             let space = Space::Task(target.vpid);
             for mapping in task.private(&mut self.file_systems) {
-                let runs = task.own(&mapping.range)?;
+                let runs = task.own(&mapping)?;
                 compare(&task, space, runs, &mut self.sent, sender, &mut stats)?;
             }
             segments.round(&task, &mut self.sent, sender, &mut stats)?;

@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use crate::sys::pagemap::{OWN, OWN_ANONYMOUS, Query};
+
 /// A mapping whose pages are worth sending before the dump.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Mapping {
@@ -26,6 +28,16 @@ pub struct Private {
     pub executable: bool,
     /// The device of the file behind it; none of anonymous memory.
     pub file: Option<Device>,
+}
+
+impl Private {
+    /// Which of its pages are its own.
+    pub fn own(&self) -> Query {
+        match self.file {
+            Some(_) => OWN,
+            None => OWN_ANONYMOUS,
+        }
+    }
 }
 
 /// Major and minor number.

@@ -3,13 +3,16 @@
 //! **Invariant:** a tracker may send a page too often, never too seldom: once [`Residual::send`] has returned, the
 //! destination has, of every page in a [list](OwnedSpace::list), byte for byte what the frozen task has.
 //!
-//! **Invariant:** no tracker leaves a trace in a task: nothing after [`Tracker::last`], [`Tracker::release`], or
-//! its drop.
+//! **Invariant:** no tracker leaves a trace in a task that goes on: nothing after [`Tracker::release`] or its drop.
+//! After [`Tracker::last`] there is nothing that a dump could see either: no descriptor, no tracer. What then still
+//! is there, the marks in the page table, takes the longer to remove the more memory there is, and a task that is
+//! handed over never needs it removed.
 //!
 //! ```text
 //! tasks run:     round ─▶ round ─▶ … ─▶ round      pages that are news, as frames
 //! tasks frozen:  last ─▶ Residual                  every private page by name; unsent code at once
 //! CRIU dumps:    Residual::send                    the rest; CRIU finds no page in the ranges of the Residual
+//! killed, or about to go on: release
 //! ```
 //!
 //! Private memory is the tracker's alone. Shared memory is sent in rounds too, once per segment and by content
@@ -80,18 +83,19 @@ pub trait Tracker: Send {
     ) -> Result<RoundStats, MemoryError>;
 
     /// The last look, over frozen tasks: finds every private page and which of them are unsent, sends the unsent
-    /// ones of executable mappings at once, for CRIU puts code there a moment later, takes every trace out of the
-    /// tasks, and returns the rest, to be sent while CRIU dumps.
+    /// ones of executable mappings at once, for CRIU puts code there a moment later, takes what a dump could see out
+    /// of the tasks, and returns the rest, to be sent while CRIU dumps.
     ///
     /// # Errors
-    /// As of [`Self::round`]. No trace is left then either.
+    /// As of [`Self::round`].
     fn last(
         &mut self,
         targets: &[Target],
         sender: &mut Sender<'_>,
     ) -> Result<Residual, MemoryError>;
 
-    /// Takes every trace out of the tasks. May be called at any time, and more than once.
+    /// Takes every trace out of the tasks, before they go on or after they have died. May be called at any time, and
+    /// more than once.
     fn release(&mut self);
 
     /// What the rounds have sent of memory that is compared by content: shared memory, and private memory where

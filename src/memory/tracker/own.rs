@@ -10,7 +10,7 @@ use super::read::Judge;
 use super::task::{FileSystems, Task};
 use super::{OwnedSpace, RoundStats, SentPages, Target};
 use crate::model::PAGE_SIZE;
-use crate::sys::pagemap::{Categories, OWN, Query, Run};
+use crate::sys::pagemap::{Categories, Query, Run};
 
 /// A run of pages of a mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,17 +30,26 @@ pub enum Kind {
     Guard,
 }
 
+/// What a mapping has.
+#[derive(Debug, Default)]
+pub struct Looked {
+    /// Its pages, ascending.
+    pub found: Vec<Found>,
+    /// Whether there are some among them, guard pages apart, that nobody tracks.
+    pub untracked: bool,
+}
+
 /// How a tracker looks at a task that it knows.
 pub trait Look {
     /// How it is known what is news among the unsent.
     fn judge(&self) -> Judge;
 
     /// The pages of a mapping, ascending.
-    fn pages(&self, task: &Task, mapping: &Private) -> Result<Vec<Found>, MemoryError>;
+    fn pages(&self, task: &Task, mapping: &Private) -> Result<Looked, MemoryError>;
 
     /// Whether a mapping can be filled in behind a restore, where `smaps` was not asked. None where only `smaps`
-    /// knows.
-    fn lazy(&self, task: &Task, mapping: &Private) -> Option<bool>;
+    /// knows. `untracked` is what [`Self::pages`] has said of it.
+    fn lazy(&self, mapping: &Private, untracked: bool) -> Option<bool>;
 }
 
 /// Nothing is known: every page is compared with what was sent.
@@ -52,11 +61,15 @@ impl Look for Unknown {
         Judge::Compared
     }
 
-    fn pages(&self, task: &Task, mapping: &Private) -> Result<Vec<Found>, MemoryError> {
-        scan(task, mapping, Categories::NONE, &mut |_| Kind::Unsent)
+    fn pages(&self, task: &Task, mapping: &Private) -> Result<Looked, MemoryError> {
+        let found = scan(task, mapping, Categories::NONE, &mut |_| Kind::Unsent)?;
+        Ok(Looked {
+            found,
+            untracked: true,
+        })
     }
 
-    fn lazy(&self, _: &Task, _: &Private) -> Option<bool> {
+    fn lazy(&self, _: &Private, _: bool) -> Option<bool> {
         None
     }
 }
@@ -70,7 +83,7 @@ pub fn scan(
 ) -> Result<Vec<Found>, MemoryError> {
     let query = Query {
         tell: tell | Categories::GUARD | Categories::PRESENT,
-        ..OWN
+        ..mapping.own()
     };
     let mut found: Vec<Found> = Vec::new();
     task.pages(&mapping.range, query, &mut |run| {
@@ -113,12 +126,12 @@ pub fn look(
     let mut special_is_known = false;
     let mut list = List::default();
     for mapping in mappings {
-        let found = look.pages(&task, &mapping)?;
+        let Looked { found, untracked } = look.pages(&task, &mapping)?;
         if kind(&special, &mapping.range).shadow_stack || !readable(&task, &found) {
             continue;
         }
         let may_be_lazy = mapping.file.is_none() && stacks.is_some();
-        let lazy = match look.lazy(&task, &mapping).filter(|_| may_be_lazy) {
+        let lazy = match look.lazy(&mapping, untracked).filter(|_| may_be_lazy) {
             _ if !may_be_lazy => false,
             Some(lazy) => lazy,
             None => {

@@ -33,7 +33,7 @@ use super::super::space::Space;
 use super::super::{MemoryError, Sender};
 use super::hash::compare;
 use super::maps::Private;
-use super::own::{self, Found, Kind, Look, Unknown};
+use super::own::{self, Found, Kind, Look, Looked, Unknown};
 use super::read::{self, Judge};
 use super::segment::Segments;
 use super::since::Since;
@@ -159,7 +159,7 @@ impl SoftDirtyTracker {
         let sent = &mut self.sent;
         let Some(known) = self.known.get_mut(&target.pid) else {
             for mapping in &mappings {
-                let runs = task.own(&mapping.range)?;
+                let runs = task.own(mapping)?;
                 compare(task, space, runs, sent, sender, stats)?;
             }
             return Ok(());
@@ -230,14 +230,17 @@ impl Look for Frozen<'_> {
         Judge::Compared
     }
 
-    fn pages(&self, task: &Task, mapping: &Private) -> Result<Vec<Found>, MemoryError> {
+    fn pages(&self, task: &Task, mapping: &Private) -> Result<Looked, MemoryError> {
         match self.found.get(&mapping.range) {
-            Some(found) => Ok(found.clone()),
+            Some(found) => Ok(Looked {
+                found: found.clone(),
+                untracked: false,
+            }),
             None => Unknown.pages(task, mapping),
         }
     }
 
-    fn lazy(&self, _: &Task, mapping: &Private) -> Option<bool> {
+    fn lazy(&self, mapping: &Private, _: bool) -> Option<bool> {
         self.plain.contains(&mapping.range).then_some(true)
     }
 }

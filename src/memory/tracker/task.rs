@@ -12,7 +12,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, statfs};
 use super::super::MemoryError;
 use super::maps::{self, Device, Mapping, Private, Special};
 use crate::model::PAGE_SIZE;
-use crate::sys::pagemap::{self, Categories, OWN, Query};
+use crate::sys::pagemap::{self, Categories, Query};
 use crate::sys::process_memory::ProcessMemory;
 
 /// A task's memory, as it was when this was opened. After an exec it is empty.
@@ -78,14 +78,26 @@ impl Task {
         })
     }
 
+    /// Whether a mapping has any page that `query` asks for: the walk ends at the first.
+    pub fn any(&self, range: &Range<u64>, query: Query) -> Result<bool, MemoryError> {
+        let found = alive(pagemap::any(&self.pagemap, range.clone(), query));
+        let found = found.map_err(|source| MemoryError::Task {
+            operation: "read the page table",
+            pid: self.pid,
+            source,
+        })?;
+        Ok(found.unwrap_or(false))
+    }
+
     /// The runs of pages of its own in a mapping. Guard pages have no content.
-    pub fn own(&self, range: &Range<u64>) -> Result<Vec<Range<u64>>, MemoryError> {
+    pub fn own(&self, mapping: &Private) -> Result<Vec<Range<u64>>, MemoryError> {
+        let own = mapping.own();
         let query = Query {
-            none: OWN.none | Categories::GUARD,
-            ..OWN
+            none: own.none | Categories::GUARD,
+            ..own
         };
         let mut runs = Vec::new();
-        self.pages(range, query, &mut |run| {
+        self.pages(&mapping.range, query, &mut |run| {
             super::residual::extend(&mut runs, run.start..run.end);
         })?;
         Ok(runs)

@@ -346,14 +346,22 @@ fn is_zombie(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "))
 }
 
-/// Nothing of a tracker is in any of the tasks.
-pub(super) fn assert_no_trace(world: &World) {
+/// No task has a tracker's descriptor.
+fn assert_no_descriptor(world: &World) {
     for target in world.targets() {
-        let of = |name: &str| format!("/proc/{}/{name}", target.pid);
-        for descriptor in fs::read_dir(of("fd")).into_iter().flatten() {
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", target.pid));
+        for descriptor in descriptors.into_iter().flatten() {
             let file = fs::read_link(descriptor.unwrap().path()).unwrap();
             assert!(!file.to_string_lossy().contains("userfaultfd"), "{file:?}");
         }
+    }
+}
+
+/// Nothing of a tracker is in any of the tasks.
+pub(super) fn assert_no_trace(world: &World) {
+    assert_no_descriptor(world);
+    for target in world.targets() {
+        let of = |name: &str| format!("/proc/{}/{name}", target.pid);
         let smaps = fs::read_to_string(of("smaps")).unwrap_or_default();
         let flags = smaps
             .lines()
@@ -384,8 +392,10 @@ fn migrate(tracker: &mut dyn Tracker, seed: u64, rounds: u32) {
     thread::sleep(Duration::from_millis(seed % 4 * 5));
     world.freeze(true);
     let (residual, at_once) = destination.receive(|s| tracker.last(&world.targets(), s));
-    assert_no_trace(&world);
+    assert_no_descriptor(&world);
     let (stats, rest) = destination.receive(|s| residual.send(tracker.sent(), s));
+    tracker.release();
+    assert_no_trace(&world);
     let pages = verify(&world, &residual, tracker.sent(), &destination);
     println!(
         "{kind} seed {seed}: {pages} pages in {} spaces; rounds sent {}, then {} at once, {} of {} later",

@@ -161,7 +161,7 @@ impl UffdWpTracker {
             return Ok(());
         }
         for mapping in &mappings {
-            let runs = task.own(&mapping.range)?;
+            let runs = task.own(mapping)?;
             compare(task, space, runs, &mut self.sent, sender, stats)?;
         }
         Ok(())
@@ -234,7 +234,7 @@ impl Tracker for UffdWpTracker {
             .iter()
             .filter_map(|target| self.look(*target, sender).transpose())
             .collect();
-        self.release();
+        self.close_left();
         let spaces = spaces?;
         sender.flush()?;
         Ok(Residual { spaces })

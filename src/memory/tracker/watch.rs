@@ -27,11 +27,11 @@ use super::super::{MemoryError, Sender};
 use super::RoundStats;
 use super::inject::{self, Refusal};
 use super::maps::Private;
-use super::own::{Found, Kind, Look, scan};
+use super::own::{Found, Kind, Look, Looked, scan};
 use super::read::{self, Judge};
 use super::residual::extend;
 use super::task::{FileSystems, Task};
-use crate::sys::pagemap::{Categories, OWN, Query, Run};
+use crate::sys::pagemap::{Categories, Query, Run};
 use crate::sys::userfaultfd::{FEATURE_WP_ASYNC, FEATURE_WP_UNPOPULATED, MODE_WP, Userfaultfd};
 
 /// An address space whose writes are tracked, for as long as this lives.
@@ -74,11 +74,9 @@ impl Watch {
         for mapping in task.private(file_systems) {
             let tracked = Query {
                 all: Categories::TRACKED,
-                ..OWN
+                ..mapping.own()
             };
-            let mut taken = false;
-            let looked = task.pages(&mapping.range, tracked, &mut |_| taken = true);
-            if taken || looked.is_err() {
+            if !matches!(task.any(&mapping.range, tracked), Ok(false)) {
                 return Err(Untracked::Taken);
             }
         }
@@ -115,7 +113,7 @@ impl Watch {
                     // Memory that the kernel may drop is never tracked; and it may have been unmapped.
                     _ => {
                         self.unprotect(task, mapping)?;
-                        runs = task.own(&mapping.range)?;
+                        runs = task.own(mapping)?;
                     }
                 },
             }
@@ -139,9 +137,9 @@ impl Watch {
     fn written(&self, task: &Task, mapping: &Private) -> Result<Vec<Range<u64>>, MemoryError> {
         let query = Query {
             all: TRACKED_WRITTEN,
-            none: OWN.none.union(Categories::GUARD),
+            none: mapping.own().none.union(Categories::GUARD),
             protect: true,
-            ..OWN
+            ..mapping.own()
         };
         let mut runs = Vec::new();
         task.pages(&mapping.range, query, &mut |run| {
@@ -154,8 +152,12 @@ impl Watch {
     fn unprotect(&mut self, task: &Task, mapping: &Private) -> Result<(), MemoryError> {
         let query = Query {
             all: Categories::TRACKED,
-            none: OWN.none.union(Categories::GUARD).union(Categories::WRITTEN),
-            ..OWN
+            none: mapping
+                .own()
+                .none
+                .union(Categories::GUARD)
+                .union(Categories::WRITTEN),
+            ..mapping.own()
         };
         let mut stale = Vec::new();
         task.pages(&mapping.range, query, &mut |run| {
@@ -182,14 +184,12 @@ impl Watch {
 
     /// Whether a task has pages that are tracked: after an exec it has none.
     pub fn knows(&self, task: &Task, file_systems: &mut FileSystems) -> Result<bool, MemoryError> {
-        let query = Query {
-            all: Categories::TRACKED,
-            ..OWN
-        };
         for mapping in task.private(file_systems) {
-            let mut found = false;
-            task.pages(&mapping.range, query, &mut |_| found = true)?;
-            if found {
+            let query = Query {
+                all: Categories::TRACKED,
+                ..mapping.own()
+            };
+            if task.any(&mapping.range, query)? {
                 return Ok(true);
             }
         }
@@ -202,11 +202,12 @@ impl Look for Watch {
         Judge::Tracked
     }
 
-    fn pages(&self, task: &Task, mapping: &Private) -> Result<Vec<Found>, MemoryError> {
+    fn pages(&self, task: &Task, mapping: &Private) -> Result<Looked, MemoryError> {
         let tell = TRACKED_WRITTEN.union(Categories::SWAPPED);
-        let mut notes = false;
+        let (mut notes, mut untracked) = (false, false);
         let mut kind = |run: &Run| {
             let is = |categories| run.categories.contains(categories);
+            untracked |= !is(Categories::TRACKED);
             let sent = is(Categories::TRACKED) && !is(Categories::WRITTEN);
             notes |= sent && is(Categories::SWAPPED) && mapping.file.is_some();
             let owed = |owed: &Range<u64>| owed.start < run.end && run.start < owed.end;
@@ -218,7 +219,7 @@ impl Look for Watch {
         };
         let found = scan(task, mapping, tell, &mut kind)?;
         if !notes {
-            return Ok(found);
+            return Ok(Looked { found, untracked });
         }
         // In a file's mapping, a page that was protected and then dropped leaves a note that looks like a page
         // which is swapped out, until nobody tracks the mapping any more.
@@ -233,11 +234,15 @@ impl Look for Watch {
                 left.push(Found { pages: page, kind });
             }
         }
-        Ok(left)
+        // Its registration has just been taken away.
+        Ok(Looked {
+            found: left,
+            untracked: true,
+        })
     }
 
-    fn lazy(&self, task: &Task, mapping: &Private) -> Option<bool> {
-        if !has_untracked(task, mapping).ok()? {
+    fn lazy(&self, mapping: &Private, untracked: bool) -> Option<bool> {
+        if !untracked {
             return Some(true);
         }
         // Memory that the kernel may drop can never be registered, and not be filled in later either.
@@ -252,12 +257,14 @@ impl Look for Watch {
 /// Whether a mapping has pages that nobody tracks.
 fn has_untracked(task: &Task, mapping: &Private) -> Result<bool, MemoryError> {
     let query = Query {
-        none: OWN.none.union(Categories::GUARD).union(Categories::TRACKED),
-        ..OWN
+        none: mapping
+            .own()
+            .none
+            .union(Categories::GUARD)
+            .union(Categories::TRACKED),
+        ..mapping.own()
     };
-    let mut found = false;
-    task.pages(&mapping.range, query, &mut |_| found = true)?;
-    Ok(found)
+    task.any(&mapping.range, query)
 }
 
 /// The same pages, ascending and each once.

@@ -41,6 +41,13 @@ pub(super) fn receive<A: Arriving>(
     };
     let runtime = tokio::runtime::Handle::current();
     let reached = |phase| runtime.block_on(hook.reached(Side::Destination, phase));
+    let say = |message: &Message, phase| {
+        let lost = |_| MigrationError::LinkLost {
+            phase,
+            source: None,
+        };
+        outbox.say_blocking(message).map_err(lost)
+    };
     reached(Phase::Storage);
     loop {
         let before = receiver.phase;
@@ -49,13 +56,9 @@ pub(super) fn receive<A: Arriving>(
             Step::Go => {}
             Step::Acknowledge { number, frames } => {
                 runtime.block_on(everything(link, intake, frames, before))?;
-                let message = Message::RoundAck { number };
-                let lost = |_| MigrationError::LinkLost {
-                    phase: before,
-                    source: None,
-                };
-                outbox.say_blocking(&message).map_err(lost)?;
+                say(&Message::RoundAck { number }, before)?;
             }
+            Step::Holding => say(&Message::Holding, before)?,
             Step::Complete { frames } => {
                 runtime.block_on(everything(link, intake, frames, before))?;
                 return Ok(Received {
@@ -104,6 +107,8 @@ fn out_of_place(kind: Kind, phase: Phase) -> MigrationError {
 
 enum Step {
     Go,
+    /// At once: its frames are kept.
+    Holding,
     /// When so many frames of pages are in the store.
     Acknowledge {
         number: u32,
@@ -167,10 +172,14 @@ impl<A: Arriving> Receiver<'_, A> {
             }
             (Phase::Memory, Message::Frozen) => {
                 self.frozen = Some(Instant::now());
+                let step = self.spans.begin("hold its frames");
                 self.arriving.frozen();
+                drop(step);
                 self.open = Some(self.spans.begin("take images and pages"));
                 self.phase = Phase::Dump;
+                return Ok(Step::Holding);
             }
+            (Phase::Dump, Message::GateClosed) => self.arriving.gate_closed(),
             (Phase::Dump, Message::DumpEnd { frames, summary }) => {
                 self.summary = Some(summary);
                 self.frames = frames;

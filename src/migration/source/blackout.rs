@@ -23,6 +23,10 @@ const LEAST: Duration = Duration::from_secs(5);
 /// asking afterwards.
 const NEWS: Duration = Duration::from_secs(15);
 
+/// The longest that the frozen container waits for the destination to keep its frames: a few round trips on a
+/// segment. Without that some are lost, which costs their senders a retransmission.
+const HOLDING: Duration = Duration::from_millis(30);
+
 /// What the destination says after the handover.
 enum News {
     /// It runs there, since so long after the handover arrived.
@@ -64,8 +68,13 @@ impl Run {
         self.frozen_said = Instant::now();
         self.say(&Message::Frozen).await?;
         self.enter(Phase::Dump).await?;
+        self.held_step(held, |held, outbox| held.look(outbox))
+            .await?;
+        self.holding().await?;
         let summary = self
             .held_step(held, |held, outbox| {
+                held.close_gate()?;
+                outbox.say_blocking(&Message::GateClosed)?;
                 let summary = held.dump(outbox)?;
                 outbox.say_blocking(&Message::DumpEnd {
                     frames: outbox.end_pages(),
@@ -85,6 +94,17 @@ impl Run {
         self.enter(Phase::Restore).await?;
         self.ready().await?;
         self.enter(Phase::Handover).await
+    }
+
+    /// Waits until the destination keeps the container's frames, for a moment.
+    async fn holding(&mut self) -> Result<(), MigrationError> {
+        match tokio::time::timeout(HOLDING, self.hear(None)).await {
+            Ok(Ok(Message::Holding)) => Ok(()),
+            Ok(Ok(other)) => Err(MigrationError::unexpected(&other, Phase::Dump)),
+            Ok(Err(error)) => Err(error),
+            // It comes later, and means nothing then.
+            Err(_) => Ok(()),
+        }
     }
 
     async fn held_step<H: Held, R: Send + 'static>(
@@ -112,7 +132,7 @@ impl Run {
         let until = Instant::now() + patience;
         while Instant::now() < until {
             match self.hear(Some(SILENCE)).await? {
-                Message::Alive => {}
+                Message::Alive | Message::Holding => {}
                 Message::Ready { restore, steps } => {
                     self.timeline.restore = restore;
                     self.timeline.heard(steps, self.frozen_said);
