@@ -24,7 +24,7 @@ use crate::model::{Bytes, Compress};
 const MOST_WORKERS: usize = 4;
 
 /// What copies of pages that were sent may take, for whoever asks for nothing else.
-const COPIES: Bytes = Bytes(64 << 20);
+const COPIES: Bytes = Bytes(32 << 20);
 
 /// Threads that turn pages into frames, and what they know from one round to the next.
 #[derive(Debug)]
