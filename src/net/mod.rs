@@ -11,7 +11,7 @@
 //! address and its Ethernet address, and announces itself where it arrives.
 //!
 //! **Invariant:** a port is made with its gate closed; only [`Network::attach`] opens it.
-//! **Invariant:** whatever a container sends is judged at its port ([`filter`]) before anybody sees it, from the
+//! **Invariant:** whatever a container sends is judged at its port (`filter`) before anybody sees it, from the
 //! port's first moment to its last.
 //! **Invariant:** everything here can be done again after a crash, and a failure leaves nothing behind.
 //! **Invariant:** a [`Network`] works in the network namespace in which it was opened, whichever thread calls it,

@@ -20,7 +20,7 @@
 //! again; the destination knows the numbers it has begun to apply, and does not apply one twice, so that a copy that
 //! arrives late, in a later round, harms nothing.
 //!
-//! **Invariant:** memory is bounded on both sides: the queue, what is unconfirmed ([`Window`]), and how far a number
+//! **Invariant:** memory is bounded on both sides: the queue, what is unconfirmed (`window`), and how far a number
 //! may be ahead of the last one that all before have arrived of.
 
 mod carry;

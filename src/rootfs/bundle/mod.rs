@@ -2,7 +2,7 @@
 //!
 //! **Invariant:** a configuration that cannot be done is refused by [`Plan::of`], before anything exists.
 //!
-//! **Invariant:** no path inside the container's tree is given to the kernel to mount on: [`place`] has the
+//! **Invariant:** no path inside the container's tree is given to the kernel to mount on: `place` has the
 //! argument. No file of the container's `/proc` is ever written: kernel settings go through the host's, before
 //! the root changes.
 //!
