@@ -109,6 +109,11 @@ mod test {
             findings.iter().any(|f| f.code == "exec-session"),
             "{findings:?}"
         );
-        assert!(find(&[own], own).is_empty());
+        // Other tests of this process may have files open that cannot be moved.
+        let findings = find(&[own], own);
+        assert!(
+            findings.iter().all(|f| f.code != "exec-session"),
+            "{findings:?}"
+        );
     }
 }

@@ -401,8 +401,14 @@ fn a_container_sends_as_itself_only() {
         assert!(stopped.is_empty(), "dropped by something else: {stopped:?}");
         assert_ne!(learnt(lease(B).mac), Some(port.clone()));
         let taken = evil().into_iter().find(|(what, _)| *what == neighbour);
-        wire.mouth.send(&taken.unwrap().1).unwrap();
-        assert_eq!(learnt(lease(B).mac), Some(port));
+        let taken = taken.unwrap().1;
+        // A busy machine takes a frame in later, and whose the address is may say so again.
+        let moved = (0..100).any(|_| {
+            wire.mouth.send(&taken).unwrap();
+            std::thread::sleep(Duration::from_millis(10));
+            learnt(lease(B).mac) == Some(port.clone())
+        });
+        assert!(moved, "the address is still led to its owner");
         host.remove("a");
         host.remove("b");
         host.check_nothing_is_left_of("a");
