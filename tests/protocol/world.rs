@@ -72,6 +72,8 @@ struct State {
     destination: Copy,
     gate: bool,
     generation: u64,
+    /// How often the destination has begun to take it.
+    attempts: u32,
     seen: Vec<String>,
     two_ran: bool,
     fault: Option<Fault>,
@@ -431,7 +433,8 @@ impl HandedOver for Handed {
 // ── the container on its destination ─────────────────────────────────────────────────────────────
 
 struct Host(Part);
-struct Parts(Part);
+/// What arrives, and at which attempt.
+struct Parts(Part, u32);
 struct Restoree(Part);
 
 impl Destination for Host {
@@ -452,7 +455,9 @@ impl Destination for Host {
         assert_eq!(offer.spec, spec());
         self.0.inner.fails(Side::Destination, Phase::Negotiate)?;
         self.0.set(Copy::Parts)?;
-        Ok(Parts(self.0.clone()))
+        let mut state = self.0.live()?;
+        state.attempts += 1;
+        Ok(Parts(self.0.clone(), state.attempts))
     }
 }
 
@@ -513,8 +518,9 @@ impl Arriving for Parts {
 
     fn gate_closed(&mut self) {
         let state = self.0.inner.state();
-        // The source may have gone on meanwhile.
-        let reachable = state.source == Copy::Frozen && state.gate;
+        // The source may have gone on meanwhile, and may have been frozen again by a later attempt.
+        let reachable = state.attempts == self.1 && state.source == Copy::Frozen && state.gate;
+        drop(state);
         assert!(!reachable, "frames still reach the frozen copy");
     }
 
@@ -726,6 +732,7 @@ impl World {
             destination: Copy::None,
             gate: true,
             generation: 0,
+            attempts: 0,
             seen: Vec::new(),
             two_ran: false,
             fault,

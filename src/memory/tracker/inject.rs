@@ -115,7 +115,8 @@ pub enum Refusal {
         #[source]
         source: io::Error,
     },
-    /// It could not be closed in the task, which was frozen in the middle.
+    /// It could not be closed in the task, which was frozen, or killed, in the middle. [`close`] tries again, and has
+    /// nothing to do where the task has ended.
     #[error("process {pid} has a userfaultfd of ours as its descriptor {number}")]
     Left {
         /// Which process.
