@@ -34,6 +34,7 @@ pub mod rooms;
 pub mod run;
 mod service;
 mod template;
+mod tmpfs;
 mod watch;
 
 use tokio_util::sync::CancellationToken;

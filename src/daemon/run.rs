@@ -21,6 +21,7 @@ use tokio_util::task::TaskTracker;
 use super::context::make_directories;
 use super::peers::Peers;
 use super::rooms::Rooms;
+use super::tmpfs::Tmpfs;
 use super::{Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
 use super::{recovery, service};
 use crate::api::server;
@@ -35,6 +36,11 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
     service::start_log(&config.log.filter);
     make_directories(&config)?;
     let _lock = lock(&config.run_dir)?;
+    let arrivals = config.run_dir.join("migrations");
+    let memory = Tmpfs::on(&arrivals).map_err(io(format!(
+        "mount a tmpfs on {} for memory that arrives",
+        arrivals.display()
+    )))?;
     service::become_subreaper();
     service::keep_descriptors_private();
     // Nothing depends on it but a few milliseconds of every blackout.
@@ -49,6 +55,11 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
         .map_err(io("start the runtime"))?;
     let ended = runtime.block_on(serve(Arc::clone(&context)));
     runtime.shutdown_timeout(Duration::from_secs(1));
+    match memory.remove() {
+        Ok(true) => {}
+        Ok(false) => tracing::info!("memory is still being filled in: its tmpfs stays"),
+        Err(e) => tracing::warn!("the tmpfs on {} stays: {e}", arrivals.display()),
+    }
     ended
 }
 
