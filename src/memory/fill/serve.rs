@@ -82,7 +82,7 @@ pub struct Filler<'a> {
     answered: Option<Instant>,
     /// A page.
     buffer: Vec<u8>,
-    /// CRIU is through, or will never be: everything may be filled.
+    /// The container runs, or nobody is there who would say so: everything may be filled.
     begun: bool,
     spent: bool,
     told: Instant,
@@ -242,7 +242,11 @@ impl<'a> Filler<'a> {
                 Heard::Task(vpid, uffd) => self.restored(vpid, uffd)?,
                 Heard::Finished => {
                     self.tell(&ToGuard::Finished, None)?;
-                    self.begin();
+                    // CRIU still has to let the tasks go, and needs its processor for that: they have what they ask
+                    // for, and the rest begins when they run.
+                    if self.guard.is_none() {
+                        self.begin();
+                    }
                 }
                 Heard::End => {
                     self.restorer = None;
