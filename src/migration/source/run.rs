@@ -235,7 +235,7 @@ impl Run {
         let _ = tokio::time::timeout(FAREWELL, farewell).await;
     }
 
-    /// When the connection broke because the destination gave up, it has said why.
+    /// When the connection broke because the destination gave up, it says why as soon as it has removed what it had.
     async fn better_reason(&mut self, error: MigrationError) -> MigrationError {
         if !matches!(error, MigrationError::LinkLost { .. }) {
             return error;
@@ -250,7 +250,7 @@ impl Run {
                 }
             }
         };
-        match tokio::time::timeout(Duration::from_millis(500), words).await {
+        match tokio::time::timeout(FAREWELL, words).await {
             Ok(Some(why)) => MigrationError::OtherSide { why },
             _ => error,
         }
