@@ -9,7 +9,9 @@
  *
  *     cc -O1 -pthread -o fill fill.c
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
