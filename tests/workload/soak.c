@@ -12,14 +12,20 @@
  */
 #define _GNU_SOURCE
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 /* A system call has not done what it should: that is said, too, wherever the process is by then. */
 #define abort() \
     (snprintf(state->first, sizeof state->first, "%s:%d: %s", __func__, __LINE__, strerror(errno)), (abort)())
+
+static void *patient_mremap(void *at, size_t old, size_t new, int flags, ...);
+#define mremap patient_mremap
 #define main fill_main
 #include "fill.c"
 #undef main
+#undef mremap
 #include <sys/ipc.h>
 #include <sys/shm.h>
 
@@ -29,7 +35,7 @@
 #define FILE_PAGES 96
 
 struct control {
-    _Atomic uint64_t generation, workers, pages, rate, verified, seen_pages;
+    _Atomic uint64_t generation, workers, pages, rate, verified, seen_pages, split;
 };
 
 /* What one thread has of memory that `fill.c` does not know. A page's version 0 is what the file has, or zero. */
@@ -39,6 +45,22 @@ struct area {
 };
 
 static struct control *control;
+
+/* While a migration copies memory, a mapping that grows may be two for a moment, until its tracker has found the rest;
+ * the kernel moves only one at a time. That passes, and is counted. */
+static void *patient_mremap(void *at, size_t old, size_t new, int flags, ...) {
+    va_list more;
+    va_start(more, flags);
+    void *to = va_arg(more, void *);
+    va_end(more);
+    struct timespec t = {0, 20000000};
+    for (int n = 0;; n++) {
+        void *moved = mremap(at, old, new, flags, to);
+        if (moved != MAP_FAILED || errno != EFAULT || n == 250) return moved;
+        atomic_fetch_add(&control->split, n == 0);
+        nanosleep(&t, NULL);
+    }
+}
 static char *segments[SEGMENTS];
 static const char *segment_names[SEGMENTS] = {"shared anonymous memory", "a memfd", "a SysV segment"};
 static size_t segment_pages;
@@ -256,10 +278,11 @@ static void answer(uint64_t generation) {
         if ((gone = ended(&status))) break;
         tick();
     }
-    printf("verified %llu: %llu of %u threads, %llu pages of their own, %llu checks, %llu bad\n",
+    printf("verified %llu: %llu of %u threads, %llu pages of their own, %llu checks, %llu split, %llu bad\n",
            (unsigned long long)generation, (unsigned long long)atomic_load(&control->verified), workers,
            (unsigned long long)atomic_load(&control->seen_pages),
-           (unsigned long long)(atomic_load(&state->checks) - before), (unsigned long long)atomic_load(&state->bad));
+           (unsigned long long)(atomic_load(&state->checks) - before), (unsigned long long)atomic_load(&control->split),
+           (unsigned long long)atomic_load(&state->bad));
     if (gone > 0) printf("first: process %d ended with %#x\n", gone, status);
     if (state->first[0]) printf("first: %s\n", state->first);
     fflush(stdout);
