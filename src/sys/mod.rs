@@ -20,6 +20,7 @@ pub mod perf;
 pub mod pidfd;
 pub mod process;
 pub mod process_memory;
+pub mod procmap;
 pub mod ptrace;
 pub mod pty;
 pub mod sample_mappings;

@@ -14,6 +14,7 @@ use super::maps::{self, Device, Mapping, Private, Special};
 use crate::model::PAGE_SIZE;
 use crate::sys::pagemap::{self, Categories, Query};
 use crate::sys::process_memory::ProcessMemory;
+use crate::sys::procmap;
 
 /// A task's memory, as it was when this was opened. After an exec it is empty.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub struct Task {
     pub pid: i32,
     pub pagemap: File,
     pub memory: ProcessMemory,
+    maps: File,
     pub mappings: Vec<Mapping>,
 }
 
@@ -37,9 +39,11 @@ impl Task {
         };
         let pagemap = alive(File::open(of("pagemap"))).map_err(failed("open the page table"))?;
         let memory = alive(ProcessMemory::open(pid)).map_err(failed("open the memory"))?;
+        let now = alive(File::open(of("maps"))).map_err(failed("open the mappings"))?;
         // Last: of an address space that an exec has replaced in between, no page is found.
         let maps = alive(fs::read_to_string(of("maps"))).map_err(failed("read the mappings"))?;
-        let (Some(pagemap), Some(memory), Some(maps)) = (pagemap, memory, maps) else {
+        let (Some(pagemap), Some(memory), Some(now), Some(maps)) = (pagemap, memory, now, maps)
+        else {
             return Ok(None);
         };
         let mappings = maps::parse(&maps);
@@ -47,6 +51,7 @@ impl Task {
             pid,
             pagemap,
             memory,
+            maps: now,
             mappings,
         }))
     }
@@ -61,6 +66,15 @@ impl Task {
             .filter(|private| !file_systems.is_huge(self.pid, private))
             .cloned()
             .collect()
+    }
+
+    /// A range that ended where mappings ended when this was opened, and now where they end now. Where the kernel
+    /// cannot tell it is as it was.
+    pub fn whole(&self, range: &Range<u64>) -> Range<u64> {
+        let at = |address| procmap::mapping(&self.maps, address).ok().flatten();
+        let first = at(range.start).map_or(range.start, |mapping| mapping.start);
+        let last = at(range.end - 1).map_or(range.end, |mapping| mapping.end);
+        first..last
     }
 
     /// The runs of pages that match, each with what is known of it.

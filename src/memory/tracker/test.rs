@@ -25,7 +25,7 @@ pub(super) fn workload(name: &str) -> PathBuf {
     static BUILT: OnceLock<tempfile::TempDir> = OnceLock::new();
     let directory = BUILT.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
-        for name in ["memory", "calls", "moved"] {
+        for name in ["memory", "calls", "moved", "grown"] {
             let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/workload");
             let built = Command::new("cc")
                 .args(["-O1", "-pthread", "-o"])
@@ -152,8 +152,18 @@ impl Destination {
     }
 
     fn receive<T>(&self, act: impl FnOnce(&mut Sender<'_>) -> Result<T, MemoryError>) -> (T, Sent) {
+        self.receive_and(&mut || {}, act)
+    }
+
+    /// The same, and `meanwhile` before each batch.
+    fn receive_and<T>(
+        &self,
+        meanwhile: &mut (dyn FnMut() + Send),
+        act: impl FnOnce(&mut Sender<'_>) -> Result<T, MemoryError>,
+    ) -> (T, Sent) {
         let mut decoder = Decoder::new().unwrap();
         let mut out = |frame: Vec<u8>| {
+            meanwhile();
             self.store.take(&mut decoder, &frame).unwrap();
             Ok(())
         };
@@ -476,6 +486,41 @@ fn page_tables_that_were_moved_are_noticed() {
         destination.receive(|s| residual.send(tracker.sent(), s));
         verify(&world, &residual, tracker.sent(), &destination);
     }
+}
+
+#[test]
+fn a_mapping_that_grows_in_the_middle_of_a_round_stays_one() {
+    if !can_run("a mapping that grows", TrackerChoice::UffdWp) {
+        return;
+    }
+    let maps = File::open("/proc/self/maps").unwrap();
+    if crate::sys::procmap::mapping(&maps, 0).is_err() {
+        println!("SKIP a mapping that grows: this kernel cannot be asked for one mapping");
+        return;
+    }
+    let mut tracker = choose(TrackerChoice::UffdWp);
+    let mut world = World::start(&workload("grown"), &[]);
+    let destination = Destination::new();
+    let targets = world.targets();
+    let (mut input, said) = (world.child.stdin.take().unwrap(), &mut world.said);
+    let mut turn = || {
+        input.write_all(b"go\n").unwrap();
+        let mut line = String::new();
+        said.read_line(&mut line).unwrap();
+        line
+    };
+    // While the large one below it is sent; what is known of the mappings is older.
+    let mut grown = None;
+    let mut grow = || {
+        grown.get_or_insert_with(&mut turn);
+    };
+    destination.receive_and(&mut grow, |s| tracker.round(&targets, s));
+    assert_eq!(grown.as_deref(), Some("grown\n"));
+    assert_eq!(turn(), "moved\n");
+    world.freeze(true);
+    let (residual, _) = destination.receive(|s| tracker.last(&targets, s));
+    destination.receive(|s| residual.send(tracker.sent(), s));
+    verify(&world, &residual, tracker.sent(), &destination);
 }
 
 #[test]

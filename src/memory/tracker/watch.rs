@@ -102,9 +102,13 @@ impl Watch {
     ) -> Result<Result<(), Untracked>, MemoryError> {
         let mut runs = self.written(task, mapping)?;
         if has_untracked(task, mapping)? {
-            match self.uffd.register(mapping.range.clone(), MODE_WP) {
+            // It may have grown, or become one with its neighbour, since the mappings were read: to register a part of
+            // a mapping makes two of it, and `mremap` moves only one. What is more than was asked for has no
+            // protection, and so is sent next time.
+            let whole = task.whole(&mapping.range);
+            match self.uffd.register(whole.clone(), MODE_WP) {
                 Ok(_) => {
-                    self.unprotect(task, mapping)?;
+                    self.unprotect(task, mapping, &whole)?;
                     runs = self.written(task, mapping)?;
                 }
                 Err(error) => match error.raw_os_error() {
@@ -112,7 +116,7 @@ impl Watch {
                     Some(libc::EBUSY) => return Ok(Err(Untracked::Taken)),
                     // Memory that the kernel may drop is never tracked; and it may have been unmapped.
                     _ => {
-                        self.unprotect(task, mapping)?;
+                        self.unprotect(task, mapping, &mapping.range)?;
                         runs = task.own(mapping)?;
                     }
                 },
@@ -148,8 +152,13 @@ impl Watch {
         Ok(runs)
     }
 
-    /// Takes away what protection there is in a mapping, so that all of it counts as written.
-    fn unprotect(&mut self, task: &Task, mapping: &Private) -> Result<(), MemoryError> {
+    /// Takes away what protection there is in a mapping, or more than it, so that all of it counts as written.
+    fn unprotect(
+        &mut self,
+        task: &Task,
+        mapping: &Private,
+        range: &Range<u64>,
+    ) -> Result<(), MemoryError> {
         let query = Query {
             all: Categories::TRACKED,
             none: mapping
@@ -160,7 +169,7 @@ impl Watch {
             ..mapping.own()
         };
         let mut stale = Vec::new();
-        task.pages(&mapping.range, query, &mut |run| {
+        task.pages(range, query, &mut |run| {
             extend(&mut stale, run.start..run.end);
         })?;
         for run in stale {
