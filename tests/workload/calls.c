@@ -245,6 +245,8 @@ static void *forker(void *unused) {
         pid_t child = fork();
         if (child == 0) {
             usleep(20000);
+            /* Whoever takes it away may be waiting for its turn on a busy machine. */
+            for (int n = 0; n < 250 && has_userfaultfd(); n++) usleep(20000);
             _exit(has_userfaultfd());
         }
         int status = 0;
