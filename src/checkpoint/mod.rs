@@ -12,6 +12,7 @@
 //!                  └──▶ images in a tmpfs ─▶ chunks
 //!              CRIU waits in post-dump; cgroup frozen ─▶ Held::kill | Held::release
 //!
+//! StandbyRestore        a CRIU that waits
 //! ImageDirectory ◀─ chunks,  PageStore ◀─ frames ─▶ link_images
 //! restore ─▶ CRIU waits in post-restore ─▶ reached() ─▶ run | undo
 //! ```
@@ -33,4 +34,4 @@ pub use image::{ImageDirectory, for_each_chunk};
 pub use precopy::{Precopy, SharedOut, mapped_files};
 pub use restore::{Plan, restore};
 pub use shim::CriuRestorer;
-pub use standby::Standby;
+pub use standby::{Standby, StandbyRestore};

@@ -1,7 +1,5 @@
 //! A restore that stops at the last moment: every task exists, none has executed an instruction.
 
-use std::fs::File;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +9,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
 
-use super::CheckpointError;
 use super::dump::NETNS_KEY;
+use super::{CheckpointError, StandbyRestore};
 use crate::container::shim::Reached;
-use crate::criu::{Criu, Notify, RestoreRequest, Session, Spawn, Verdict};
+use crate::criu::{Notify, RestoreRequest, Verdict};
 use crate::memory::MemoryError;
 use crate::memory::fill::Guard;
 
@@ -25,12 +23,8 @@ pub struct Plan {
     pub images: PathBuf,
     /// The mounted root of the container.
     pub root: PathBuf,
-    /// The network namespace, with the container's address and its gate closed.
-    pub netns: PathBuf,
-    /// The cgroup that the tasks are born in.
-    pub cgroup: PathBuf,
-    /// The pipes for standard output and error: the inode number the images name, and the end to write to.
-    pub stdio: Vec<(u64, OwnedFd)>,
+    /// The inode numbers by which the images name the pipes of standard output and error.
+    pub stdio_inodes: [u64; 2],
     /// Who brings the memory that the images leave out; none where they leave out none.
     pub fill: Option<Arc<Guard>>,
 }
@@ -43,31 +37,21 @@ const SYNCED_WITHIN: Duration = Duration::from_secs(30);
 /// and nothing is left but the images; when it returns the process id, the container runs, even if CRIU was killed
 /// at the very end.
 ///
-/// CRIU starts inside the container's cgroup and a cgroup namespace rooted there, because it does not restore
-/// either when cgroups are none of its business (`manage_cgroups: ignore`).
-///
 /// # Errors
 /// When CRIU refuses, with the reason out of its log, or `hold` says no.
 pub fn restore(
-    criu: &Criu,
+    standby: StandbyRestore,
     plan: Plan,
     reached: &mut dyn FnMut(Reached) -> bool,
 ) -> Result<i32, CheckpointError> {
-    let open = |what: &PathBuf| {
-        File::open(what).map_err(|source| CheckpointError::Open {
-            what: what.display().to_string(),
-            source,
-        })
-    };
-    let mut spawn = Spawn {
-        cgroup: Some(plan.cgroup),
-        new_cgroup_namespace: true,
-        spare_tar: true,
-        ..Spawn::default()
-    };
-    let mut inherit = vec![(NETNS_KEY.to_owned(), spawn.pass(open(&plan.netns)?.into()))];
-    for (inode, pipe) in plan.stdio {
-        inherit.push((format!("pipe:[{inode}]"), spawn.pass(pipe)));
+    let StandbyRestore {
+        session,
+        netns,
+        stdio,
+    } = standby;
+    let mut inherit = vec![(NETNS_KEY.to_owned(), netns)];
+    for (inode, pipe) in plan.stdio_inodes.into_iter().zip(stdio) {
+        inherit.push((format!("pipe:[{inode}]"), pipe));
     }
     let request = RestoreRequest {
         root: Some(plan.root),
@@ -79,7 +63,6 @@ pub fn restore(
         operation: "restore",
         source,
     };
-    let session = Session::start(criu, spawn).map_err(failed)?;
     let mut how_far = HowFar::new(plan.fill.clone());
     let mut judge = |step| how_far.judge(&step, reached);
     let error = match session.restore(&request, &mut judge) {

@@ -2,9 +2,9 @@
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Plan, restore};
+use super::{Plan, StandbyRestore, restore};
 use crate::container::shim::{Preparation, Reached, RestoreRequest, Restorer, ShimStdio};
 use crate::criu::Criu;
 use crate::memory::fill::{FillPlan, Guard};
@@ -16,15 +16,22 @@ const PROGRAM: &str = "/proc/self/exe";
 /// Restores the container of a shim.
 #[derive(Debug, Default)]
 pub struct CriuRestorer {
-    /// Who will bring memory that comes behind the container.
-    fill: Mutex<Option<Arc<Guard>>>,
+    /// What was started before there were images.
+    ready: Mutex<Ready>,
 }
 
-impl CriuRestorer {
+#[derive(Debug, Default)]
+struct Ready {
+    /// Who will bring memory that comes behind the container.
+    fill: Option<Arc<Guard>>,
+    /// Who will restore it.
+    criu: Option<StandbyRestore>,
+}
+
+impl Ready {
     /// Who brings memory, started now where nobody was yet, or whoever was is gone.
-    fn fill(&self, images: &Path, cgroup: &Path) -> Result<Arc<Guard>, String> {
-        let mut fill = self.fill.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(guard) = fill.as_ref().filter(|guard| guard.is_well()) {
+    fn fill(&mut self, images: &Path, cgroup: &Path) -> Result<Arc<Guard>, String> {
+        if let Some(guard) = self.fill.as_ref().filter(|guard| guard.is_well()) {
             return Ok(Arc::clone(guard));
         }
         let plan = FillPlan {
@@ -33,14 +40,62 @@ impl CriuRestorer {
             cgroup: cgroup.to_owned(),
         };
         let guard = Arc::new(Guard::start(plan).map_err(|error| chain(&error))?);
-        Ok(Arc::clone(fill.insert(guard)))
+        Ok(Arc::clone(self.fill.insert(guard)))
+    }
+
+    /// The CRIU that waits, or, where there is none or it has ended, a new one.
+    fn criu(&mut self, with: &With<'_>) -> Result<StandbyRestore, String> {
+        if let Some(mut waiting) = self.criu.take()
+            && waiting.waits()
+        {
+            return Ok(waiting);
+        }
+        with.standby()
+    }
+}
+
+/// What a CRIU is started with.
+struct With<'a> {
+    program: &'a Path,
+    extra: &'a serde_json::Value,
+    cgroup: &'a Path,
+    netns: &'a Path,
+    stdio: &'a ShimStdio,
+}
+
+impl With<'_> {
+    fn standby(&self) -> Result<StandbyRestore, String> {
+        let copy = |fd: &OwnedFd| {
+            let copied = fd.try_clone();
+            copied.map_err(|e| format!("cannot duplicate an output pipe: {e}"))
+        };
+        let stdio = [copy(&self.stdio.stdout)?, copy(&self.stdio.stderr)?];
+        let criu = criu(self.program, self.extra)?;
+        StandbyRestore::start(&criu, self.cgroup, self.netns, stdio).map_err(|error| chain(&error))
+    }
+}
+
+impl CriuRestorer {
+    fn ready(&self) -> MutexGuard<'_, Ready> {
+        self.ready.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Restorer for CriuRestorer {
-    fn prepare(&self, preparation: &Preparation) -> Result<(), String> {
-        self.fill(&preparation.images, &preparation.cgroup)
-            .map(drop)
+    fn prepare(&self, preparation: &Preparation, stdio: &ShimStdio) -> Result<(), String> {
+        let mut ready = self.ready();
+        if preparation.lazy {
+            ready.fill(&preparation.images, &preparation.cgroup)?;
+        }
+        let with = With {
+            program: &preparation.criu,
+            extra: &preparation.extra,
+            cgroup: &preparation.cgroup,
+            netns: &preparation.netns,
+            stdio,
+        };
+        ready.criu = Some(with.standby()?);
+        Ok(())
     }
 
     fn restore(
@@ -49,28 +104,27 @@ impl Restorer for CriuRestorer {
         stdio: &ShimStdio,
         reached: &mut dyn FnMut(Reached) -> bool,
     ) -> Result<i32, String> {
-        let copy = |fd: &OwnedFd| {
-            let copied = fd.try_clone();
-            copied.map_err(|e| format!("cannot duplicate an output pipe: {e}"))
-        };
+        let mut ready = self.ready();
         let fill = request
             .lazy
-            .then(|| self.fill(&request.images, &request.cgroup));
+            .then(|| ready.fill(&request.images, &request.cgroup));
         let plan = Plan {
             images: request.images.clone(),
             root: request.root.clone(),
-            netns: request.netns.clone(),
-            cgroup: request.cgroup.clone(),
-            stdio: vec![
-                (request.stdio_inodes[0], copy(&stdio.stdout)?),
-                (request.stdio_inodes[1], copy(&stdio.stderr)?),
-            ],
+            stdio_inodes: request.stdio_inodes,
             fill: fill.transpose()?,
         };
-        let criu = criu(&request.criu, &request.extra)?;
-        restore(&criu, plan, reached).map_err(|error| {
+        let standby = ready.criu(&With {
+            program: &request.criu,
+            extra: &request.extra,
+            cgroup: &request.cgroup,
+            netns: &request.netns,
+            stdio,
+        })?;
+        drop(ready);
+        restore(standby, plan, reached).map_err(|error| {
             // Nothing runs, and nothing is to be brought.
-            *self.fill.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.ready().fill = None;
             chain(&error)
         })
     }

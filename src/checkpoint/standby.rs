@@ -1,4 +1,8 @@
-//! A CRIU that was started in good time: the freeze does not pay for its start.
+//! A CRIU that was started in good time, on either side: the blackout does not pay for its start.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::Path;
 
 use crate::criu::{Criu, HideTable, Session, SmapsTable, Spawn};
 use crate::memory::PageServer;
@@ -54,6 +58,62 @@ impl Standby {
             hide,
             smaps,
         })
+    }
+}
+
+/// A CRIU that waits for the images of a container, in the cgroup that the container will live in. It has done nothing
+/// yet; dropping it ends it.
+///
+/// It starts inside that cgroup, and in a cgroup namespace rooted there, because it does not restore either when
+/// cgroups are none of its business (`manage_cgroups: ignore`). Moving a process into a cgroup takes the kernel some
+/// milliseconds, and starting CRIU some more.
+#[derive(Debug)]
+pub struct StandbyRestore {
+    pub(super) session: Session,
+    /// The network namespace, as CRIU numbers it.
+    pub(super) netns: i32,
+    /// The pipes of standard output and error, as CRIU numbers them.
+    pub(super) stdio: [i32; 2],
+}
+
+impl StandbyRestore {
+    /// Starts it, with the network namespace that has the container's address and a closed gate, and the ends to write
+    /// to of the pipes for standard output and error.
+    ///
+    /// # Errors
+    /// When CRIU cannot be started, or the namespace not be opened.
+    pub fn start(
+        criu: &Criu,
+        cgroup: &Path,
+        netns: &Path,
+        stdio: [OwnedFd; 2],
+    ) -> Result<Self, CheckpointError> {
+        let opened = File::open(netns).map_err(|source| CheckpointError::Open {
+            what: netns.display().to_string(),
+            source,
+        })?;
+        let mut spawn = Spawn {
+            cgroup: Some(cgroup.to_owned()),
+            new_cgroup_namespace: true,
+            spare_tar: true,
+            ..Spawn::default()
+        };
+        let netns = spawn.pass(opened.into());
+        let stdio = stdio.map(|pipe| spawn.pass(pipe));
+        let session = Session::start(criu, spawn).map_err(|source| CheckpointError::Criu {
+            operation: "restore",
+            source,
+        })?;
+        Ok(Self {
+            session,
+            netns,
+            stdio,
+        })
+    }
+
+    /// Whether it still waits.
+    pub fn waits(&mut self) -> bool {
+        self.session.waits()
     }
 }
 

@@ -46,8 +46,9 @@ pub const EXIT_FILE: &str = "exit.json";
 
 /// Brings a container back from images; what the shim knows of CRIU is this.
 pub trait Restorer: Sync {
-    /// Does what can be done before the images are there. A restore that was not prepared for does it itself.
-    fn prepare(&self, _preparation: &Preparation) -> Result<(), String> {
+    /// Does what can be done before the images are there, with duplicates of the `stdio` of the restore. A restore that
+    /// was not prepared for does it itself.
+    fn prepare(&self, _preparation: &Preparation, _stdio: &ShimStdio) -> Result<(), String> {
         Ok(())
     }
 

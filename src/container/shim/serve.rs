@@ -203,7 +203,9 @@ impl Shim {
             Request::Adopt { pid } => self.adopt(pid, fds)?,
             Request::Prepare(preparation) => {
                 self.must_be_idle()?;
-                restorer.prepare(&preparation)?;
+                let stdio = self.stdio.as_ref();
+                let stdio = stdio.ok_or("this shim has no pipes to give")?;
+                restorer.prepare(&preparation, stdio)?;
             }
             Request::Restore(request) => {
                 self.must_be_idle()?;

@@ -117,8 +117,16 @@ pub struct Exit {
 pub struct Preparation {
     /// The directory in which CRIU's images will be.
     pub images: PathBuf,
+    /// The pinned network namespace.
+    pub netns: PathBuf,
     /// The cgroup the processes will be born in.
     pub cgroup: PathBuf,
+    /// The CRIU to use.
+    pub criu: PathBuf,
+    /// Whether its memory will come behind it.
+    pub lazy: bool,
+    /// Whatever else the restorer wants.
+    pub extra: serde_json::Value,
 }
 
 /// What a restore needs to know. The shim hands it to the [`super::Restorer`] as it is.

@@ -11,6 +11,7 @@ use super::incoming::Incoming;
 use super::remains;
 use crate::container::shim::{Client, Preparation, RestoreRequest, ShimError, ShimState};
 use crate::container::{Record, create};
+use crate::criu::Criu;
 use crate::daemon::Context;
 use crate::memory::fill::fill_is_spent;
 use crate::migration::{Cause, Restored, RunError, Summary};
@@ -37,23 +38,32 @@ pub fn new_shim(coming: &Incoming, lazy: bool) -> Result<Client, Cause> {
     let host = &coming.context.host;
     let owner = Some(coming.spec.user.uid);
     let mut shim = create::new_shim(host, &coming.spec, owner)?;
-    if lazy {
-        shim.prepare(Preparation {
-            images: coming.images(),
-            cgroup: host.cgroup(&coming.spec.name).path().to_owned(),
-        })?;
-    }
+    let criu = criu(coming)?;
+    shim.prepare(Preparation {
+        images: coming.images(),
+        netns: host.netns(&coming.spec.name),
+        cgroup: host.cgroup(&coming.spec.name).path().to_owned(),
+        criu: criu.program().to_owned(),
+        lazy,
+        extra: extra(criu),
+    })?;
     Ok(shim)
+}
+
+fn criu(coming: &Incoming) -> Result<&Criu, Cause> {
+    let criu = coming.context.criu.as_ref();
+    criu.ok_or_else(|| "CRIU cannot be used on this host".into())
+}
+
+/// What [`crate::checkpoint::CriuRestorer`] wants to know besides.
+fn extra(criu: &Criu) -> serde_json::Value {
+    serde_json::json!({ "criu_version": criu.version() })
 }
 
 fn request(coming: &Incoming, summary: &Summary, lazy: bool) -> Result<RestoreRequest, Cause> {
     let host = &coming.context.host;
     let name = &coming.spec.name;
-    let criu = coming
-        .context
-        .criu
-        .as_ref()
-        .ok_or("CRIU cannot be used on this host")?;
+    let criu = criu(coming)?;
     Ok(RestoreRequest {
         images: coming.images(),
         root: host.rootfs(name),
@@ -63,7 +73,7 @@ fn request(coming: &Incoming, summary: &Summary, lazy: bool) -> Result<RestoreRe
         stdio_inodes: summary.stdio_inodes,
         log: coming.images().join("restore.log"),
         lazy,
-        extra: serde_json::json!({ "criu_version": criu.version() }),
+        extra: extra(criu),
     })
 }
 
