@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use godwit::checkpoint::{Standby, Subject};
 use godwit::criu::{
     Criu, CriuError, DumpRequest, Hidden, HideTable, Leave, NotHiding, Notify, RestoreRequest,
     Session, Spawn, Verdict,
@@ -996,6 +997,17 @@ fn a_criu_that_waits_costs_little_and_ends_when_it_is_not_wanted() {
     );
 }
 
+/// How nice a process is (`/proc/PID/stat`, field 19).
+fn niceness(pid: i32) -> String {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let behind_its_name = stat.rsplit(')').next().unwrap();
+    behind_its_name
+        .split_whitespace()
+        .nth(16)
+        .unwrap()
+        .to_owned()
+}
+
 #[test]
 fn a_restore_s_criu_may_wait_outside_of_the_cgroup_it_restores_into() {
     let name = "a_restore_s_criu_may_wait_outside_of_the_cgroup_it_restores_into";
@@ -1011,9 +1023,11 @@ fn a_restore_s_criu_may_wait_outside_of_the_cgroup_it_restores_into() {
         cgroup: Some(cgroup.0.clone()),
         new_cgroup_namespace: true,
         spare_tar: true,
+        urgent: true,
         ..Spawn::default()
     };
     let session = Session::start(&criu, spawn).unwrap();
+    assert_eq!(niceness(session.pid()), "-15");
     session.enter_cgroup(&outside.0).unwrap();
     assert_eq!(members(&cgroup), "");
     assert_eq!(members(&outside), format!("{}\n", session.pid()));
@@ -1029,6 +1043,10 @@ fn a_restore_s_criu_may_wait_outside_of_the_cgroup_it_restores_into() {
     assert_eq!(members(&outside), "");
     let tasks = members(&cgroup);
     assert_eq!(tasks.lines().count(), 2, "{tasks}");
+    // In a hurry was who restored them.
+    for task in tasks.lines() {
+        assert_eq!(niceness(task.parse().unwrap()), "0");
+    }
     // Seen from inside, their cgroup is the root.
     let seen = Command::new("nsenter")
         .args([
@@ -1097,6 +1115,45 @@ fn a_dump_may_be_asked_for_before_the_tasks_are_frozen() {
     );
     assert!(dumped_in(&dumped_ranges(images.path(), workload.child), &all) > 0);
     cgroup.write("cgroup.freeze", "0");
+    workload.check_runs();
+}
+
+#[test]
+fn a_standby_that_is_not_needed_leaves_the_tasks_as_they_were() {
+    let name = "a_standby_that_is_not_needed_leaves_the_tasks_as_they_were";
+    let Some(_turn) = root(name) else {
+        return;
+    };
+    let criu = Criu::find(None).unwrap();
+    let (scratch, images) = (scratch(), scratch());
+    let cgroup = Cgroup::create("standby");
+    let workload = Workload::start(scratch.path(), 4);
+    cgroup.add(&workload);
+    let subject = Subject {
+        pid: workload.root,
+        cgroup: godwit::cgroup::Cgroup::at(cgroup.0.clone()),
+        images: images.path().to_owned(),
+        netns_inode: 0,
+    };
+    let tracer = || {
+        let status = fs::read_to_string(format!("/proc/{}/status", workload.root)).unwrap();
+        let line = status.lines().find(|line| line.starts_with("TracerPid:"));
+        line.unwrap().split_whitespace().nth(1).unwrap().to_owned()
+    };
+    // Before it began …
+    let standby = Standby::start(&criu, false, &subject).unwrap();
+    workload.check_runs();
+    drop(standby);
+    workload.check_runs();
+    // … and when it holds them.
+    let mut standby = Standby::start(&criu, false, &subject).unwrap();
+    subject.cgroup.freeze(Duration::from_secs(5)).unwrap();
+    assert_eq!(tracer(), "0");
+    standby.begin();
+    eventually("its hold", || (tracer() != "0").then_some(()));
+    drop(standby);
+    assert_eq!(tracer(), "0");
+    subject.cgroup.thaw().unwrap();
     workload.check_runs();
 }
 

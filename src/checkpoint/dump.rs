@@ -1,13 +1,13 @@
 //! A dump that stops at the last moment: everything is written, and the tasks may still go either way.
 
 use std::path::PathBuf;
-use std::sync::mpsc::{self, Receiver, SyncSender};
-use std::thread::{self, JoinHandle};
+use std::thread;
 
+use super::conversation::Conversation;
 use super::precopy::SharedOut;
 use super::{CheckpointError, Precopy, Standby};
 use crate::cgroup::Cgroup;
-use crate::criu::{CriuError, DumpDone, DumpRequest, Leave, Notify, Session, Verdict};
+use crate::criu::{DumpRequest, Leave, Verdict};
 use crate::memory::{
     DumpSink, Entry, MemoryError, PageServer, Pool, Residual, Sender, Sent, SentPages, Space,
 };
@@ -18,12 +18,25 @@ use crate::model::{Pages, Spans};
 pub struct Subject {
     /// The host process id of the container's first process.
     pub pid: i32,
-    /// Its cgroup, frozen.
+    /// Its cgroup, frozen when CRIU begins.
     pub cgroup: Cgroup,
     /// The directory for the images: exists, is empty, best on a tmpfs.
     pub images: PathBuf,
     /// The inode number of its network namespace, which stays outside of the images.
     pub netns_inode: u64,
+}
+
+impl Subject {
+    /// What is asked of CRIU.
+    pub(super) fn request(&self, page_server: i32) -> DumpRequest {
+        DumpRequest {
+            page_server: Some(page_server),
+            freeze_cgroup: Some(self.cgroup.path().to_owned()),
+            external: vec![format!("net[{}]:{NETNS_KEY}", self.netns_inode)],
+            leave: Leave::Dead,
+            ..DumpRequest::new(self.pid, &self.images)
+        }
+    }
 }
 
 /// The name under which images know the network namespace that stays outside.
@@ -34,8 +47,7 @@ pub(super) const NETNS_KEY: &str = "godwit-netns";
 /// cgroup: thawing it resumes them.
 #[derive(Debug)]
 pub struct Held {
-    verdict: Option<SyncSender<Verdict>>,
-    conversation: Option<JoinHandle<Result<DumpDone, CriuError>>>,
+    conversation: Conversation,
     /// Pages it has.
     pub pages: Pages,
     /// What was sent of them since the freeze.
@@ -43,8 +55,9 @@ pub struct Held {
 }
 
 impl Held {
-    /// Dumps a frozen container. Memory goes through `out` as page frames, less what the rounds have sent; the
-    /// rest into the directory for images. On failure the tasks are in their frozen cgroup as before.
+    /// Dumps a frozen container that no frame reaches any more. Memory goes through `out` as page frames, less what the
+    /// rounds have sent; the rest into the directory for images. On failure the tasks are in their frozen cgroup as
+    /// before.
     ///
     /// CRIU never sees the private memory of the tasks where it can be kept from it ([`Standby::start`]): what
     /// [`Precopy::look`] has found unsent of it is sent while CRIU dumps everything else. `rounds` must live until
@@ -54,46 +67,32 @@ impl Held {
     /// When CRIU refuses, names the reason out of its log; when `out` fails, with its error.
     pub fn dump(
         standby: Standby,
-        subject: &Subject,
         rounds: &mut Precopy,
         out: &SharedOut<'_>,
         spans: &Spans,
     ) -> Result<Self, CheckpointError> {
         let Standby {
-            session,
+            conversation,
             server,
-            page_server,
             ..
         } = standby;
         let residual = rounds.take_residual();
         let _step = spans.begin("criu dump");
-        let request = DumpRequest {
-            page_server: Some(page_server),
-            freeze_cgroup: Some(subject.cgroup.path().to_owned()),
-            external: vec![format!("net[{}]:{NETNS_KEY}", subject.netns_inode)],
-            leave: Leave::Dead,
-            ..DumpRequest::new(subject.pid, &subject.images)
-        };
-        let (arrived, at_the_end) = mpsc::sync_channel(1);
-        let (verdict, wait) = mpsc::sync_channel(1);
-        let cgroup = subject.cgroup.clone();
-        let conversation =
-            thread::spawn(move || converse(session, &request, &cgroup, &arrived, &wait));
         let mut held = Self {
-            verdict: Some(verdict),
-            conversation: Some(conversation),
+            conversation,
             pages: Pages(0),
             sent: Sent::default(),
         };
-        match held.pages_through(server, residual, rounds, out, &at_the_end, spans) {
+        held.conversation.unreached();
+        match held.pages_through(server, residual, rounds, out, spans) {
             Ok(()) => Ok(held),
             // CRIU says why it ended more clearly than its broken connection does; our own failure is the cause
             // of CRIU's, though.
             Err(source @ MemoryError::Send { .. }) => {
-                held.end(Verdict::Refuse).ok();
+                held.conversation.end(Verdict::Refuse).ok();
                 Err(memory(source))
             }
-            Err(source) => match held.end(Verdict::Refuse) {
+            Err(source) => match held.conversation.end(Verdict::Refuse) {
                 Err(error) => Err(error),
                 Ok(_) => Err(memory(source)),
             },
@@ -107,7 +106,6 @@ impl Held {
         residual: Option<Residual>,
         rounds: &Precopy,
         out: &SharedOut<'_>,
-        at_the_end: &Receiver<()>,
         spans: &Spans,
     ) -> Result<(), MemoryError> {
         let (known, pool) = (rounds.sent(), rounds.pool());
@@ -146,8 +144,8 @@ impl Held {
             self.sent = self.sent.with(rest.transpose()?.unwrap_or_default());
             let served = served?;
             self.pages = served.pages + served.holes + owned;
-            at_the_end
-                .recv()
+            self.conversation
+                .wait_for_the_end()
                 .map_err(|_| MemoryError::PageServerUnfinished)
         })
     }
@@ -158,34 +156,13 @@ impl Held {
     /// # Errors
     /// What CRIU said.
     pub fn kill(mut self) -> Result<(), CheckpointError> {
-        self.end(Verdict::Continue).map(drop)
+        self.conversation.end(Verdict::Continue).map(drop)
     }
 
     /// It goes on here: CRIU lets go of the tasks, undoes its traces and leaves them in their frozen cgroup.
     pub fn release(mut self) {
         // Refusing is how CRIU is told, so an error is what it answers.
-        self.end(Verdict::Refuse).ok();
-    }
-
-    fn end(&mut self, verdict: Verdict) -> Result<Option<DumpDone>, CheckpointError> {
-        if let Some(sender) = self.verdict.take() {
-            // Nobody listens when CRIU has failed before.
-            sender.send(verdict).ok();
-        }
-        let Some(thread) = self.conversation.take() else {
-            return Ok(None);
-        };
-        let result = thread.join().map_err(|_| CheckpointError::Silent)?;
-        result.map(Some).map_err(|source| CheckpointError::Criu {
-            operation: "dump",
-            source,
-        })
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        self.end(Verdict::Refuse).ok();
+        self.conversation.end(Verdict::Refuse).ok();
     }
 }
 
@@ -208,30 +185,4 @@ fn memory(source: MemoryError) -> CheckpointError {
         operation: "sent",
         source,
     }
-}
-
-/// Speaks with CRIU to the end. At the last step the cgroup is frozen again, which fences the tasks whatever
-/// becomes of CRIU, and only then the owner is told.
-fn converse(
-    session: Session,
-    request: &DumpRequest,
-    cgroup: &Cgroup,
-    arrived: &SyncSender<()>,
-    verdict: &Receiver<Verdict>,
-) -> Result<DumpDone, CriuError> {
-    let mut judge = |step| match step {
-        Notify::PostDump => {
-            if let Err(error) = cgroup.request_freeze() {
-                tracing::error!(%error, "a dumped container could not be fenced");
-                return Verdict::Refuse;
-            }
-            if arrived.send(()).is_err() {
-                return Verdict::Refuse;
-            }
-            // An owner that is gone has not handed over.
-            verdict.recv().unwrap_or(Verdict::Refuse)
-        }
-        _ => Verdict::Continue,
-    };
-    session.dump(request, &mut judge)
 }

@@ -7,6 +7,7 @@
 //! Precopy::round …      pages, while the tasks run
 //! Standby               a CRIU that waits
 //! Precopy::look         the tasks stand still: what is unsent of their private memory, which CRIU never sees
+//! Standby::begin        CRIU takes hold of the tasks, while the gate is closed
 //! Held::dump ─▶ that ─▶ frames
 //!          └──▶ CRIU ─▶ page server ─▶ frames
 //!                  └──▶ images in a tmpfs ─▶ chunks
@@ -17,6 +18,7 @@
 //! restore ─▶ CRIU waits in post-restore ─▶ reached() ─▶ run | undo
 //! ```
 
+mod conversation;
 mod dump;
 mod error;
 mod heal;

@@ -9,15 +9,16 @@ use crate::memory::PageServer;
 
 use caps::{CapSet, Capability};
 
-use super::CheckpointError;
+use super::conversation::Conversation;
+use super::{CheckpointError, Subject};
 
-/// A CRIU that waits for its container to be frozen. It has done nothing yet; dropping it ends it.
+/// A CRIU that was asked for a dump and waits for its container to be frozen. It has done nothing to it yet; dropping
+/// it ends it.
 #[derive(Debug)]
 pub struct Standby {
-    pub(super) session: Session,
+    /// Goes first: a CRIU that gives up says goodbye to its page server, and waits for an answer or the end.
     pub(super) server: PageServer,
-    /// The page server's other end, as CRIU numbers it.
-    pub(super) page_server: i32,
+    pub(super) conversation: Conversation,
     /// Where it is told which pages it is not to see; none where it cannot be kept from seeing them.
     pub(super) hide: Option<HideTable>,
     /// Where it is told which mappings there are; none where it has to ask the kernel.
@@ -25,11 +26,11 @@ pub struct Standby {
 }
 
 impl Standby {
-    /// Starts it. With `hide` it can be told which pages are not its business ([`Criu::hides_pages`]).
+    /// Starts it, for a container that runs. With `hide` it can be told which pages are not its business ([`Criu::hides_pages`]).
     ///
     /// # Errors
     /// When CRIU cannot be started.
-    pub fn start(criu: &Criu, hide: bool) -> Result<Self, CheckpointError> {
+    pub fn start(criu: &Criu, hide: bool, subject: &Subject) -> Result<Self, CheckpointError> {
         let (server, theirs) =
             PageServer::pair(criu.version()).map_err(|source| CheckpointError::Memory {
                 operation: "sent",
@@ -43,6 +44,7 @@ impl Standby {
             limits_from_proc: !may_read_limits(),
             spare_conntrack: true,
             spare_tar: true,
+            urgent: true,
             ..Spawn::default()
         };
         let page_server = spawn.pass(theirs);
@@ -51,13 +53,19 @@ impl Standby {
         spawn.smaps = told.then(SmapsTable::new).transpose().map_err(failed)?;
         let (hide, smaps) = (spawn.hide.clone(), spawn.smaps.clone());
         let session = Session::start(criu, spawn).map_err(failed)?;
+        let request = subject.request(page_server);
         Ok(Self {
-            session,
+            conversation: Conversation::start(session, request, subject.cgroup.clone()),
             server,
-            page_server,
             hide,
             smaps,
         })
+    }
+
+    /// The container is frozen, and nobody else has to take hold of its tasks: CRIU does, and waits again, until no
+    /// frame reaches them.
+    pub fn begin(&mut self) {
+        self.conversation.begin();
     }
 }
 
@@ -96,6 +104,7 @@ impl StandbyRestore {
             cgroup: Some(cgroup.to_owned()),
             new_cgroup_namespace: true,
             spare_tar: true,
+            urgent: true,
             ..Spawn::default()
         };
         let netns = spawn.pass(opened.into());

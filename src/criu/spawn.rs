@@ -9,6 +9,10 @@ use std::process::{Child, Command, Stdio};
 use super::preload::Asked;
 use super::{CriuError, HideTable, SmapsTable};
 use crate::sys::before_exec::{self, BeforeExec, before_exec};
+use crate::sys::scheduling::{self, Attributes};
+
+/// How nice a CRIU is that others wait for.
+const URGENT: i32 = -15;
 
 /// Where and with what CRIU runs.
 #[derive(Debug, Default)]
@@ -35,6 +39,9 @@ pub struct Spawn {
     /// Whether CRIU packs and unpacks the little there is in a container's tmpfs itself, instead of starting tar and
     /// gzip, 6 to 12 ms on either side with the tasks stopped; see `preload_tar.c`. Images are good with and without.
     pub spare_tar: bool,
+    /// Whether CRIU goes before other processes, where that is allowed: somebody stands still until it is through. What
+    /// it restores has the priorities of its images.
+    pub urgent: bool,
     /// File descriptors CRIU is given; see [`pass`](Self::pass).
     pub passed: Vec<OwnedFd>,
 }
@@ -86,6 +93,7 @@ impl Spawn {
         };
         let preloaded = asked.preload(&mut command);
         pass.extend(preloaded.map_err(failed("make what it preloads"))?);
+        let urgent = self.urgent;
         let steps = BeforeExec {
             cgroup: cgroup.map_err(failed("open its cgroup"))?,
             new_cgroup_namespace: self.new_cgroup_namespace,
@@ -94,9 +102,21 @@ impl Spawn {
             pass,
         };
         before_exec(&mut command, steps);
-        command
+        let child = command
             .spawn()
-            .map_err(failed("join its cgroup and namespaces and execute it"))
+            .map_err(failed("join its cgroup and namespaces and execute it"))?;
+        if urgent {
+            // Where that is not allowed it takes its turn.
+            let _ = scheduling::schedule(
+                child.id().cast_signed(),
+                Attributes {
+                    policy: libc::SCHED_OTHER as u32,
+                    nice: URGENT,
+                    ..Attributes::default()
+                },
+            );
+        }
+        Ok(child)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use nix::sys::statvfs::statvfs;
 
@@ -173,19 +174,30 @@ impl Arrival {
         let images = self.images.as_ref().ok_or("the images are lost")?;
         images.verify(&summary.images)?;
         let store = self.pages.take().ok_or("the page store is lost")?;
-        let complete = store.verify()?;
-        if complete.pages != summary.pages {
-            let (here, there) = (complete.pages, summary.pages);
-            return Err(format!("{here} pages are listed here and {there} on the source").into());
-        }
-        let placed = link_images(complete, images.path(), THREADS, self.lazy)?;
-        tracing::debug!(container = %self.coming.spec.name, ?placed, "its memory is complete");
-        let pin = self.coming.context.host.netns(&self.coming.spec.name);
-        if let Err(error) = self.coming.context.network.learn(&pin, &summary.neighbours) {
-            tracing::warn!(container = %self.coming.spec.name, "it has to ask for its neighbours anew: {error}");
-        }
-        place::mount_root(&self.coming.context.host, &self.coming.spec)?;
-        Ok(())
+        let coming = &self.coming;
+        thread::scope(|scope| {
+            let network = scope.spawn(|| introduce(coming, summary));
+            place::mount_root(&coming.context.host, &coming.spec)?;
+            let complete = store.verify()?;
+            if complete.pages != summary.pages {
+                let (here, there) = (complete.pages, summary.pages);
+                let why = format!("{here} pages are listed here and {there} on the source");
+                return Err(why.into());
+            }
+            let placed = link_images(complete, images.path(), THREADS, self.lazy)?;
+            tracing::debug!(container = %coming.spec.name, ?placed, "its memory is complete");
+            network
+                .join()
+                .map_err(|_| "its network was not told".into())
+        })
+    }
+}
+
+/// It knows whom it knew elsewhere.
+fn introduce(coming: &Incoming, summary: &Summary) {
+    let pin = coming.context.host.netns(&coming.spec.name);
+    if let Err(error) = coming.context.network.learn(&pin, &summary.neighbours) {
+        tracing::warn!(container = %coming.spec.name, "it has to ask for its neighbours anew: {error}");
     }
 }
 

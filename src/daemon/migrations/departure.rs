@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Throttle;
-use crate::checkpoint::{Precopy, Standby, end_repair};
+use crate::checkpoint::{Precopy, Standby, Subject, end_repair};
 use crate::container::Record;
 use crate::container::shim::Client;
 use crate::daemon::Context;
@@ -46,8 +46,9 @@ pub struct Departure {
 
 /// What copies its memory, from the first round to the dump.
 pub struct Rounds {
-    pub precopy: Precopy,
+    /// Goes first: the rounds leave nothing in tasks that CRIU holds.
     pub standby: Standby,
+    pub precopy: Precopy,
 }
 
 /// What is known of a container that leaves, whatever has become of it.
@@ -288,13 +289,20 @@ impl Departure {
                 .criu
                 .as_ref()
                 .ok_or("CRIU cannot be used on this host")?;
-            fs::create_dir_all(self.parts.directory().join("images"))?;
+            let images = self.parts.directory().join("images");
+            fs::create_dir_all(&images)?;
             let cgroup = context.host.cgroup(self.parts.name());
             let tracker = tracker::choose(self.kind());
+            let subject = Subject {
+                pid: self.parts.pid,
+                cgroup: cgroup.clone(),
+                images,
+                netns_inode: fs::metadata(context.host.netns(self.parts.name()))?.ino(),
+            };
             self.rounds = Some(Rounds {
                 precopy: Precopy::new(cgroup, tracker, self.options.compress)?
                     .with_flags(criu.mapping_flags().ok()),
-                standby: Standby::start(criu, criu.hides_pages().is_ok())?,
+                standby: Standby::start(criu, criu.hides_pages().is_ok(), &subject)?,
             });
         }
         Ok(self.rounds.as_mut().expect("made above"))

@@ -1,13 +1,12 @@
 //! A container of this host that is frozen: the rooms' side of [`Held`] and of what follows it.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
+use std::thread;
 use std::time::Instant;
 
 use super::departure::{Parts, Rounds, into};
 use super::remains;
-use crate::checkpoint::{Held as HeldDump, Precopy, Subject, for_each_chunk, mapped_files};
+use crate::checkpoint::{Held as HeldDump, Precopy, for_each_chunk, mapped_files};
 use crate::container::{Record, place};
 use crate::daemon::Context;
 use crate::migration::codec::{Chunk, Kind};
@@ -91,6 +90,7 @@ impl Held for HeldDeparture {
         let _step = frozen.spans.begin("scan memory");
         let out = |frame| into(outbox, Kind::Pages, frame);
         rounds.precopy.look(&rounds.standby, &out)?;
+        rounds.standby.begin();
         Ok(())
     }
 
@@ -104,29 +104,27 @@ impl Held for HeldDeparture {
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
         let frozen = self.frozen();
         let (parts, spans) = (&frozen.parts, &frozen.spans);
-        let host = &parts.context.host;
         let images = parts.directory().join("images");
-        let netns = host.netns(parts.name());
-        let subject = Subject {
-            pid: parts.pid,
-            cgroup: host.cgroup(parts.name()),
-            images: images.clone(),
-            netns_inode: fs::metadata(&netns)?.ino(),
-        };
+        let netns = parts.context.host.netns(parts.name());
         let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
         let Rounds {
-            mut precopy,
             standby,
+            mut precopy,
         } = frozen.rounds.take().ok_or(LOST)?;
         let out = |frame| into(outbox, Kind::Pages, frame);
-        let dump = HeldDump::dump(standby, &subject, &mut precopy, &out, spans)?;
+        let (dump, neighbours) = thread::scope(|scope| {
+            // Without them it asks anew, and its first answers are late.
+            let neighbours = scope.spawn(|| {
+                let _step = spans.begin("read the neighbours");
+                parts.context.network.neighbours(&netns).unwrap_or_default()
+            });
+            let dump = HeldDump::dump(standby, &mut precopy, &out, spans);
+            (dump, neighbours.join().unwrap_or_default())
+        });
+        let dump = dump?;
         frozen.precopy = Some(precopy);
         let pages = dump.pages;
         frozen.dump = Some(dump);
-        // Without them it asks anew, and its first answers are late.
-        let step = spans.begin("read the neighbours");
-        let neighbours = parts.context.network.neighbours(&netns);
-        drop(step);
         let _step = spans.begin("send the images");
         let images = for_each_chunk(&images, &mut |name, offset, bytes| {
             let chunk = Chunk {
@@ -140,7 +138,7 @@ impl Held for HeldDeparture {
             images,
             pages,
             stdio_inodes,
-            neighbours: neighbours.unwrap_or_default(),
+            neighbours,
         })
     }
 
