@@ -193,7 +193,7 @@ static void move(struct worker *w, struct region *r) {
     }
     }
     if (below(w, 2) && r->pages < old) {
-        char *at = mremap(r->at, r->pages * PAGE, old * PAGE, MREMAP_MAYMOVE, NULL);
+        char *at = mremap(r->at, r->pages * PAGE, old * PAGE, MREMAP_MAYMOVE);
         if (at != MAP_FAILED) resize(w, r, old, at);
     }
 }

@@ -51,7 +51,7 @@ static struct control *control;
 static void *patient_mremap(void *at, size_t old, size_t new, int flags, ...) {
     va_list more;
     va_start(more, flags);
-    void *to = va_arg(more, void *);
+    void *to = flags & MREMAP_FIXED ? va_arg(more, void *) : NULL;
     va_end(more);
     struct timespec t = {0, 20000000};
     for (int n = 0;; n++) {

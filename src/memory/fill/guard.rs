@@ -81,7 +81,6 @@ impl Guard {
             shared: Arc::clone(&guard.shared),
             held: BTreeMap::new(),
             connection: None,
-            finished: false,
             released: false,
             here: None,
         };
@@ -156,7 +155,6 @@ struct Watch {
     /// The userfaultfds, by the number of their progress.
     held: BTreeMap<u64, OwnedFd>,
     connection: Option<OwnedFd>,
-    finished: bool,
     released: bool,
     /// Says that somebody is here.
     here: Option<Flock<std::fs::File>>,
@@ -290,7 +288,6 @@ impl Watch {
             }
             (ToGuard::Synced, _) => self.shared.change(|state| state.synced = true),
             (ToGuard::Refused { why }, _) => return Ok(Some(End::Died(why))),
-            (ToGuard::Finished, _) => self.finished = true,
             (ToGuard::Left { pages }, _) => {
                 eprintln!(
                     "filling: {} of memory to come",
@@ -316,7 +313,6 @@ impl Watch {
             self.say(socket, &ToFiller::Connection, Some(connection.as_fd()))?;
         }
         let go = ToFiller::Go {
-            finished: self.finished,
             released: self.released,
         };
         self.say(socket, &go, None)

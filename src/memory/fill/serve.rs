@@ -240,14 +240,9 @@ impl<'a> Filler<'a> {
             match heard {
                 Heard::Nothing => break,
                 Heard::Task(vpid, uffd) => self.restored(vpid, uffd)?,
-                Heard::Finished => {
-                    self.tell(&ToGuard::Finished, None)?;
-                    // CRIU still has to let the tasks go, and needs its processor for that: they have what they ask
-                    // for, and the rest begins when they run.
-                    if self.guard.is_none() {
-                        self.begin();
-                    }
-                }
+                // It still has to let the tasks go, and needs its processor for that: they have what they ask for, and
+                // the rest begins when they run.
+                Heard::Finished => {}
                 Heard::End => {
                     self.restorer = None;
                     if self.guard.is_none() {
@@ -343,7 +338,7 @@ impl<'a> Filler<'a> {
         }
     }
 
-    /// The container runs: what is used of the store may go.
+    /// The container runs: everything may be filled, and what is used of the store may go.
     fn release(&mut self) -> Result<(), MemoryError> {
         if !self.spent {
             let marked = place::mark(&self.place.directory, "spent");

@@ -6,7 +6,7 @@
 //!   │ ◀─── Connection, Hold … (with fds) │  as CRIU comes and tells of its tasks; later, of children
 //!   │ Sync ────────────────────────────▶ │  everything is restored, nothing runs
 //!   │ ◀──────────────── Synced, Refused  │  the guard has a duplicate of everything
-//!   │ Release ─────────────────────────▶ │  the container runs: the store may go
+//!   │ Release ─────────────────────────▶ │  the container runs: all may be filled, the store may go
 //!   │ ◀───────── Drop …, Left …, Filled  │
 //!
 //! guard                               successor
@@ -41,8 +41,6 @@ pub enum ToGuard {
         /// Why.
         why: String,
     },
-    /// CRIU is through.
-    Finished,
     /// So much is still to come.
     Left {
         /// In pages.
@@ -65,9 +63,7 @@ pub enum ToFiller {
     Connection,
     /// That was all; go on.
     Go {
-        /// Whether CRIU is through.
-        finished: bool,
-        /// Whether the store may go.
+        /// Whether the container runs.
         released: bool,
     },
     /// Take what CRIU has told of and hand it over, then say so.
@@ -122,10 +118,7 @@ mod test {
             let text = serde_json::to_vec(&message).unwrap();
             assert_eq!(serde_json::from_slice::<ToGuard>(&text).unwrap(), message);
         }
-        let go = ToFiller::Go {
-            finished: true,
-            released: false,
-        };
+        let go = ToFiller::Go { released: true };
         let text = serde_json::to_vec(&go).unwrap();
         assert_eq!(serde_json::from_slice::<ToFiller>(&text).unwrap(), go);
         assert!(serde_json::from_str::<ToGuard>(r#"{"tell":"all"}"#).is_err());

@@ -17,7 +17,7 @@ impl<'a> Filler<'a> {
     pub fn resuming(place: Place, guard: OwnedFd, work: &'a Work) -> Result<Self, MemoryError> {
         let mut filler = Self::empty(place, guard, work)?;
         let mut uffds = BTreeMap::new();
-        let (finished, released) = loop {
+        let released = loop {
             match (filler.hear(true)?, filler.guard.is_some()) {
                 (Some((ToFiller::Uffd { number }, Some(fd))), _) => {
                     uffds.insert(number, Userfaultfd::from(fd));
@@ -26,7 +26,7 @@ impl<'a> Filler<'a> {
                     filler.watch(fd.as_fd(), RESTORER)?;
                     filler.restorer = Some(Restorer::new(fd));
                 }
-                (Some((ToFiller::Go { finished, released }, _)), _) => break (finished, released),
+                (Some((ToFiller::Go { released }, _)), _) => break released,
                 (None, true) => {}
                 _ => return Err(stuck("its guard has nothing to go on with")),
             }
@@ -34,8 +34,6 @@ impl<'a> Filler<'a> {
         filler.take_up(uffds)?;
         if released {
             filler.release()?;
-        } else if finished {
-            filler.begin();
         }
         Ok(filler)
     }
