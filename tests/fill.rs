@@ -25,6 +25,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 const PATIENCE: Duration = Duration::from_secs(60);
+/// What those are named that keep a filler's descriptors.
+const KEEPER: &str = "godwit-keeper";
 
 /// Whether the tests that need root run; says so where they do not. One at a time.
 fn root(name: &str) -> Option<MutexGuard<'static, ()>> {
@@ -277,8 +279,18 @@ impl Case {
         guard.release();
     }
 
-    /// The fillers of these images: processes of this program's own.
+    /// The fillers of these images: processes of this program's own. Not their keepers.
     fn fillers(&self) -> Vec<i32> {
+        let all = self.processes().into_iter();
+        all.filter(|pid| {
+            let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+            name.trim() != KEEPER
+        })
+        .collect()
+    }
+
+    /// Fillers and keepers.
+    fn processes(&self) -> Vec<i32> {
         let all = fs::read_dir("/proc").unwrap().filter_map(|entry| {
             let pid: i32 = entry.ok()?.file_name().to_str()?.parse().ok()?;
             let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
@@ -317,8 +329,9 @@ impl Case {
             (self.counters.checks() > before + 50_000).then_some(())
         });
         assert_eq!(self.counters.complaint(), None, "after it was filled");
-        eventually("the end of the filler", || {
-            self.fillers().is_empty().then_some(())
+        eventually("the end of the filler, and of every keeper", || {
+            reap();
+            self.processes().is_empty().then_some(())
         });
         let smaps = fs::read_to_string(format!("/proc/{}/smaps", self.root)).unwrap();
         let registered = smaps
@@ -413,4 +426,60 @@ fn a_filler_that_is_killed_again_and_again_loses_nothing() {
     println!("{killed} fillers were killed");
     assert!(killed > 3, "{killed}");
     case.check_filled();
+}
+
+/// What a filler has been told by the kernel and has not taken note of yet, if that is more than a fault: see
+/// `progress.rs`, whose header holds what was told last.
+fn unlogged(images: &Path) -> Option<u8> {
+    let files = fs::read_dir(images.join("fill")).ok()?;
+    files.flatten().find_map(|file| {
+        let state = file.file_name().as_encoded_bytes().ends_with(b".state");
+        let mut kind = [0; 1];
+        let read = |file: File| file.read_exact_at(&mut kind, 12 * 8);
+        let read = state && File::open(file.path()).and_then(read).is_ok();
+        (read && kind[0] > UFFD_EVENT_PAGEFAULT).then_some(kind[0])
+    })
+}
+
+const UFFD_EVENT_PAGEFAULT: u8 = 0x12;
+const UFFD_EVENT_FORK: u8 = 0x13;
+const UFFD_EVENT_UNMAP: u8 = 0x16;
+
+/// Kills fillers at the moment at which the kernel has told them this, and they have told nobody.
+fn fillers_are_killed_when(event: u8) {
+    // A fill may be over before it was caught at such a moment.
+    let mut caught = 0;
+    for _ in 0..6 {
+        let case = Case::new(seed(), 384, 3);
+        let guard = Guard::start(case.plan()).unwrap();
+        case.restore(&guard, &mut || case.counters.hurry(true));
+        while fill_state(&case.images).unwrap() == FillState::Filling && caught < 30 {
+            if unlogged(&case.images) == Some(event) && case.kill_filler() {
+                caught += 1;
+            }
+            assert_eq!(case.counters.complaint(), None, "after {caught} kills");
+        }
+        case.check_filled();
+        if caught >= 5 {
+            break;
+        }
+    }
+    println!("{caught} fillers were killed at such a moment");
+    assert!(caught > 0, "no filler was killed at such a moment");
+}
+
+#[test]
+fn a_child_that_is_born_while_its_filler_is_killed_has_its_memory() {
+    let Some(_turn) = root("a_child_that_is_born_while_its_filler_is_killed_has_its_memory") else {
+        return;
+    };
+    fillers_are_killed_when(UFFD_EVENT_FORK);
+}
+
+#[test]
+fn what_is_unmapped_while_the_filler_is_killed_is_gone() {
+    let Some(_turn) = root("what_is_unmapped_while_the_filler_is_killed_is_gone") else {
+        return;
+    };
+    fillers_are_killed_when(UFFD_EVENT_UNMAP);
 }

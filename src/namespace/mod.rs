@@ -41,6 +41,7 @@ pub fn make_first(net: BorrowedFd<'_>, cgroup: BorrowedFd<'_>) -> Result<Forked,
         namespaces: PID | MOUNT | UTS | IPC,
         sibling: true,
         cgroup: Some(cgroup),
+        ..Clone::default()
     })
     .map_err(failed("make the first process"))
 }

@@ -101,6 +101,7 @@ impl Birth {
             namespaces: self.new,
             sibling,
             cgroup: Some(cgroup),
+            ..Clone::default()
         })
     }
 

@@ -206,6 +206,7 @@ impl Entry {
                     namespaces: 0,
                     sibling: true,
                     cgroup: Some(self.cgroup.as_fd()),
+                    ..Clone::default()
                 })
             });
             match forked {

@@ -21,6 +21,9 @@ pub struct Clone<'a> {
     pub sibling: bool,
     /// The cgroup v2 directory it is born in; none: the caller's cgroup.
     pub cgroup: Option<BorrowedFd<'a>>,
+    /// Whether the two have one table of descriptors from now on, and not each its own: what one opens or closes is
+    /// open or closed for both, and what is open stays so until both have ended. Only one may drop what owns one.
+    pub shares_descriptors: bool,
 }
 
 /// Makes a copy of the calling process, as fork(2) does, and returns in both.
@@ -38,6 +41,9 @@ pub fn clone(how: &Clone<'_>) -> io::Result<Forked> {
         // A sibling inherits the exit signal too; clone3 refuses to be given one.
         flags |= libc::CLONE_PARENT as u64;
         args.exit_signal = 0;
+    }
+    if how.shares_descriptors {
+        flags |= libc::CLONE_FILES as u64;
     }
     if let Some(cgroup) = how.cgroup {
         flags |= CLONE_INTO_CGROUP;

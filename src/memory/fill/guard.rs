@@ -81,6 +81,7 @@ impl Guard {
             shared: Arc::clone(&guard.shared),
             held: BTreeMap::new(),
             connection: None,
+            keepers: Vec::new(),
             released: false,
             here: None,
         };
@@ -155,6 +156,8 @@ struct Watch {
     /// The userfaultfds, by the number of their progress.
     held: BTreeMap<u64, OwnedFd>,
     connection: Option<OwnedFd>,
+    /// Those of the filler that has last been ready, and of those after it, which were not.
+    keepers: Vec<OwnedFd>,
     released: bool,
     /// Says that somebody is here.
     here: Option<Flock<std::fs::File>>,
@@ -199,6 +202,8 @@ impl Watch {
     }
 
     fn over(self, result: Result<(), String>) {
+        // One that was filled to the end has ended its keeper itself.
+        dismiss(&self.keepers);
         self.shared.change(|state| state.over = Some(result));
     }
 
@@ -277,8 +282,13 @@ impl Watch {
                 let directory = place::directory(&self.plan.images);
                 let here = place::be_here(&directory).map_err(self.failed("guard"))?;
                 self.here = Some(here);
+                // It has whatever they were kept for.
+                let last = self.keepers.len().saturating_sub(1);
+                dismiss(&self.keepers[..last]);
+                self.keepers.drain(..last);
                 self.shared.change(|state| state.listens = true);
             }
+            (ToGuard::Keeper, Some(fd)) => self.keepers.push(fd),
             (ToGuard::Hold { number }, Some(fd)) => {
                 self.held.insert(number, fd);
             }
@@ -295,7 +305,7 @@ impl Watch {
                 );
             }
             (ToGuard::Filled, _) => return Ok(Some(End::Filled)),
-            (ToGuard::Hold { .. } | ToGuard::Connection, None) => {
+            (ToGuard::Hold { .. } | ToGuard::Connection | ToGuard::Keeper, None) => {
                 let what = "the filler held something out that did not arrive".to_owned();
                 return Err(MemoryError::FillStuck { what });
             }
@@ -311,6 +321,10 @@ impl Watch {
         }
         if let Some(connection) = &self.connection {
             self.say(socket, &ToFiller::Connection, Some(connection.as_fd()))?;
+        }
+        // Those after the first had nothing yet that the others have not.
+        if let Some(keeper) = self.keepers.first() {
+            self.say(socket, &ToFiller::Keeper, Some(keeper.as_fd()))?;
         }
         let go = ToFiller::Go {
             released: self.released,
@@ -338,6 +352,14 @@ impl Drop for Guard {
     fn drop(&mut self) {
         self.asking = None;
         let _ = self.wake.write(1);
+    }
+}
+
+/// Ends keepers. What they alone kept open is closed.
+fn dismiss(keepers: &[OwnedFd]) {
+    for keeper in keepers {
+        // It may have ended by itself.
+        let _ = pidfd::signal(keeper.as_fd(), libc::SIGKILL);
     }
 }
 

@@ -66,6 +66,18 @@ pub enum Happened {
 /// Takes what a new child needs into safe hands, before anything else is done with it.
 pub type Keep<'a> = dyn FnMut(u64, BorrowedFd<'_>) -> Result<(), MemoryError> + 'a;
 
+/// Where the descriptor of a child is that was born while a filler was killed.
+pub struct Heirs<'a> {
+    /// The child of this birth, where the guard has it.
+    pub held: &'a dyn Fn(Parent) -> Option<u64>,
+    /// The descriptor that had this number in the filler, where that was kept.
+    pub kept: &'a dyn Fn(i32) -> Option<Userfaultfd>,
+    /// Where the number of a child that nobody had been told of comes from.
+    pub numbers: &'a Numbers,
+    /// See [`Keep`].
+    pub keep: &'a mut Keep<'a>,
+}
+
 impl Member {
     /// A process that CRIU has just told of. Its files are made in `directory`.
     pub fn restored(
@@ -80,33 +92,36 @@ impl Member {
         Ok(Self::begin(uffd, source, progress, layout))
     }
 
-    /// A process whose filler has died. What had been read is applied; what was lost with that filler is an error,
-    /// unless it is the descriptor of a child that `kept` knows.
+    /// A process whose filler has died. What had been read is applied. If that is a birth of which nobody had been
+    /// told yet, the child is returned as well; that nobody has its descriptor is an error.
     pub fn resumed(
         directory: &Path,
         number: u64,
         uffd: Userfaultfd,
         source: Arc<Source>,
-        kept: &mut dyn FnMut(Parent) -> Option<u64>,
-    ) -> Result<Arc<Self>, MemoryError> {
+        heirs: &mut Heirs<'_>,
+    ) -> Result<(Arc<Self>, Option<Arc<Self>>), MemoryError> {
         let (progress, layout, unlogged) = Progress::resume(directory, number, &source.index)?;
         let member = Self::begin(uffd, source, progress, layout);
         let mut layout = member.layout();
+        let mut born = None;
         let changes = match unlogged {
             None => Vec::new(),
             Some(Unlogged::Remap { from, to, length }) => vec![Change::Moved { from, to, length }],
             Some(Unlogged::Remove(range)) => vec![gone(range)],
             Some(Unlogged::Unmap(range)) => member.unmapped(range, &layout)?,
-            Some(Unlogged::Fork) => {
+            Some(Unlogged::Fork { descriptor }) => {
                 let count = member.progress.count();
-                let child = kept(Parent { number, count }).ok_or_else(|| {
-                    let what = format!(
-                        "a child of process {} was born while the filler was killed, and nobody has its userfaultfd",
-                        member.source.vpid
-                    );
-                    MemoryError::FillStuck { what }
-                })?;
-                vec![Change::Forked { child }]
+                match (heirs.held)(Parent { number, count }) {
+                    Some(child) => vec![Change::Forked { child }],
+                    None => {
+                        let child = (heirs.kept)(descriptor).ok_or_else(|| member.orphan())?;
+                        let number = heirs.numbers.next();
+                        let keep = &mut *heirs.keep;
+                        born = Some(member.born(directory, number, child, &mut layout, keep)?);
+                        Vec::new()
+                    }
+                }
             }
         };
         let index = &member.source.index;
@@ -114,7 +129,15 @@ impl Member {
         drop(layout);
         // Whoever waited for an answer of the dead one asks again.
         member.wake_all();
-        Ok(member)
+        Ok((member, born))
+    }
+
+    fn orphan(&self) -> MemoryError {
+        let what = format!(
+            "a child of process {} was born while the filler was killed, and nobody has its userfaultfd",
+            self.source.vpid
+        );
+        MemoryError::FillStuck { what }
     }
 
     fn begin(

@@ -38,8 +38,9 @@
 //! - **A filler that dies is replaced** by one that gets the same userfaultfds and finds in `fill/` exactly how far
 //!   the other was. A bit "done" is set after its page was placed; one that was not set any more costs a second try,
 //!   which the kernel answers with "exists". An event counts as read in the same system call that leaves it in
-//!   shared memory (`progress`), so the successor applies what the dead one had read. The one thing it cannot find
-//!   there is the descriptor of a child that was born in that very system call: then the container is killed.
+//!   shared memory (`progress`), so the successor applies what the dead one had read. The descriptor of a child that was born
+//!   in that very system call stays open in the filler's [`keeper`], which shares all its descriptors: only where that
+//!   is killed as well, the container is.
 //! - **Placing and reading events exclude each other** (`member`), and the kernel refuses to place anything
 //!   while an event waits to be read.
 //! - **What was read ahead is true while its page is missing.** The store never changes any more, but for what is
@@ -48,16 +49,19 @@
 //! - **Where nobody can go on the container dies**, and its userfaultfds are closed after it: a page of the store
 //!   that cannot be read, state that makes no sense, a filler that cannot be started.
 //! - **A shim that dies** takes its duplicates with it and nothing else: the filler goes on. Should it be killed as
-//!   well, [`fill_state`] says [`FillState::Lost`] to the daemon, which kills the container.
+//!   well, its keeper finds that nobody is left, and kills the container before it lets go. Should that be killed, too,
+//!   [`fill_state`] says [`FillState::Lost`] to the daemon, which kills the container.
 //! - **The store is kept until the container runs** ([`Guard::release`]): what was held can be restored again.
 //!   [`fill_is_spent`] tells when that is over.
 //!
 //! What the kernel does not tell cannot be followed: `shmat` with `SHM_REMAP` over private memory; `MADV_WIPEONFORK`
 //! and guard regions (`MADV_GUARD_INSTALL`, removed again) of pages that nobody has touched since the restore, both
-//! within the time of the fill.
+//! within the time of the fill. And the order in which threads of one process change its mappings is told as far as they
+//! wait for each other: what one thread unmaps in the very moment in which another forks may be missing in the child.
 
 mod guard;
 mod index;
+mod keeper;
 mod layout;
 mod member;
 mod place;
@@ -70,7 +74,7 @@ mod work;
 
 use std::ffi::OsString;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -83,9 +87,12 @@ pub use place::{
     FillState, is_spent as fill_is_spent, kill_all as kill_container, state as fill_state,
 };
 
-use self::serve::{Filler, Place};
+use self::keeper::{Keeper, Started};
+use self::serve::{Filler, Place, said};
+use self::wire::ToGuard;
 use self::work::Work;
 use super::MemoryError;
+use crate::sys::process;
 
 /// Where CRIU looks for whom it is to tell, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -98,8 +105,14 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         eprintln!("a filler is started by godwit itself");
         return ExitCode::FAILURE;
     };
-    let cgroup = place.cgroup.clone();
-    let Err(error) = fill(place, successor) else {
+    let guard = match take_stdin() {
+        Ok(guard) => guard,
+        Err(error) => {
+            eprintln!("a filler without a guard: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let Err(error) = fill(&place, successor, &guard) else {
         return ExitCode::SUCCESS;
     };
     let mut why = error.to_string();
@@ -107,9 +120,13 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         why.push_str(": ");
         why.push_str(&cause.to_string());
     }
+    // Who guards this decides: another filler, or the end of the container.
+    if let Ok(true) = said(&guard, &ToGuard::Refused { why: why.clone() }, None) {
+        return ExitCode::FAILURE;
+    }
     eprintln!("the fill gives up, and kills the container: {why}");
-    // While this process and its guard still hold the userfaultfds.
-    if let Err(error) = place::kill_all(&cgroup) {
+    // While this process still has the userfaultfds.
+    if let Err(error) = place::kill_all(&place.cgroup) {
         eprintln!("the container could not be killed: {error}");
     }
     ExitCode::FAILURE
@@ -135,10 +152,9 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<(Place, bool)>
     absolute.then_some((place, successor))
 }
 
-fn fill(place: Place, successor: bool) -> Result<(), MemoryError> {
-    let images = place.images.clone();
+fn fill(place: &Place, successor: bool, guard: &OwnedFd) -> Result<(), MemoryError> {
     let failed = |operation| {
-        let path = images.clone();
+        let path = place.images.clone();
         move |source| MemoryError::Fill {
             operation,
             path,
@@ -149,43 +165,74 @@ fn fill(place: Place, successor: bool) -> Result<(), MemoryError> {
     let limited = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
     limited.map_err(|e| failed("raise its limits in")(e.into()))?;
-    let guard = take_stdin().map_err(failed("find its guard in"))?;
     if !successor {
         place::make(&place.images).map_err(failed("make its place in"))?;
     }
-    let _here = place::be_here(&place.directory).map_err(failed("be in"))?;
+    let here = place::be_here(&place.directory).map_err(failed("be in"))?;
+    let keeper = match Keeper::start().map_err(failed("keep what it has open in"))? {
+        Started::Filler(keeper) => keeper,
+        Started::Keeper { filler } => {
+            let kept = keeper::keep(place, &filler, here);
+            if let Err(error) = &kept {
+                eprintln!("what a filler had open is not kept any more: {error}");
+            }
+            // What both have is closed already, if the filler has ended in good order.
+            process::leave(kept.is_err().into());
+        }
+    };
+    // A guard that is gone keeps nothing; the filler goes on without it.
+    said(guard, &ToGuard::Keeper, Some(keeper.as_fd()))?;
     let work = Work::default();
-    thread::scope(|scope| {
+    let filled = thread::scope(|scope| {
         // Half of the processors are for whom all this is done.
         let threads = thread::available_parallelism().map_or(1, usize::from) / 2;
         for _ in 0..threads.clamp(1, MOST_THREADS) {
             scope.spawn(|| work.run());
         }
-        let serve = || {
-            let mut filler = if successor {
-                Filler::resuming(place, guard, &work)?
-            } else {
-                // Relative, as CRIU names it: an absolute path may be longer than a socket's may be.
-                std::env::set_current_dir(&images).map_err(failed("enter"))?;
-                let _ = std::fs::remove_file(SOCKET);
-                let listener = UnixListener::bind(SOCKET).map_err(failed("listen in"))?;
-                let unblocked = listener.set_nonblocking(true);
-                unblocked.map_err(failed("listen in"))?;
-                place::mark(&place.directory, "begun").map_err(failed("begin in"))?;
-                Filler::listening(place, guard, listener, &work)?
-            };
-            filler.serve()?;
-            filler.farewell()
-        };
-        let served = serve();
+        let served = serve(place, successor, guard, &work);
         work.end();
         served
-    })
+    });
+    if filled.is_ok() {
+        keeper.end();
+    }
+    filled
+}
+
+fn serve(place: &Place, successor: bool, guard: &OwnedFd, work: &Work) -> Result<(), MemoryError> {
+    let failed = |operation| {
+        let path = place.images.clone();
+        move |source| MemoryError::Fill {
+            operation,
+            path,
+            source,
+        }
+    };
+    let guard = guard
+        .try_clone()
+        .map_err(failed("duplicate its guard in"))?;
+    let mut filler = if successor {
+        Filler::resuming(place.clone(), guard, work)?
+    } else {
+        // Relative, as CRIU names it: an absolute path may be longer than a socket's may be.
+        std::env::set_current_dir(&place.images).map_err(failed("enter"))?;
+        let _ = std::fs::remove_file(SOCKET);
+        let listener = UnixListener::bind(SOCKET).map_err(failed("listen in"))?;
+        let unblocked = listener.set_nonblocking(true);
+        unblocked.map_err(failed("listen in"))?;
+        place::mark(&place.directory, "begun").map_err(failed("begin in"))?;
+        Filler::listening(place.clone(), guard, listener, work)?
+    };
+    let served = filler.serve().and_then(|()| filler.farewell());
+    if served.is_err() {
+        // What it has open may be all there is: it stays open until others have it, or the container is dead.
+        std::mem::forget(filler);
+    }
+    served
 }
 
 /// The socket of the guard, which is this process's standard input; from now on that is empty.
 fn take_stdin() -> io::Result<OwnedFd> {
-    use std::os::fd::AsFd;
     let guard = io::stdin().as_fd().try_clone_to_owned()?;
     let nothing = std::fs::File::open("/dev/null")?;
     nix::unistd::dup2_stdin(&nothing)?;

@@ -186,6 +186,14 @@ impl Progress {
         moved <= self.get(QUIET)
     }
 
+    /// Where the mapping came to that moved by the change with this mark; none where it is not known.
+    pub fn destination(&self, moved: u64) -> Option<Range<u64>> {
+        match self.record(moved.checked_sub(1)?) {
+            Ok(Some(Change::Moved { to, length, .. })) => Some(to..to.saturating_add(length)),
+            _ => None,
+        }
+    }
+
     /// Whether that was so since the last change.
     pub fn is_quiet(&self) -> bool {
         self.count() == 0 || self.was_quiet_since(mark(self.count()))
@@ -261,7 +269,10 @@ impl Progress {
         Ok(match kind & 0xFF {
             // A fault that was read and not answered happens again when it is woken.
             0 | 0x12 => None,
-            0x13 => Some(Unlogged::Fork),
+            0x13 => Some(Unlogged::Fork {
+                // The kernel's `struct uffd_msg` has it in 32 bits.
+                descriptor: first as u32 as i32,
+            }),
             0x14 => Some(Unlogged::Remap {
                 from: first,
                 to: second,
@@ -430,7 +441,10 @@ mod test {
         progress.words[COUNT].fetch_sub(1, Ordering::Relaxed);
         assert_eq!(again().2, None);
         progress.words[COUNT].fetch_add(1, Ordering::Relaxed);
-        for (kind, expected) in [(0x12, None), (0x13, Some(Unlogged::Fork))] {
+        for (kind, expected) in [
+            (0x12, None),
+            (0x13, Some(Unlogged::Fork { descriptor: 4096 })),
+        ] {
             progress.words[EVENT].store(kind, Ordering::Relaxed);
             assert_eq!(again().2, expected);
         }

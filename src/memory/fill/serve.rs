@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 
 use self::between::come_first;
-use self::talk::said;
+pub use self::talk::said;
 use super::index::WORD;
 use super::member::{Happened, Member, Outcome};
 use super::place;
@@ -46,7 +46,7 @@ const RESTORER: u64 = 2;
 const MEMBERS: u64 = 16;
 
 /// Where a filler begins.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Place {
     /// CRIU's images, the store's files among them.
     pub images: PathBuf,

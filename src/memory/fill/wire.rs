@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! guard                                  filler
-//!   │ ◀─────────────────────────── Ready │  CRIU may come
+//!   │ ◀──────────────────── Keeper, Ready │  CRIU may come
 //!   │ ◀─── Connection, Hold … (with fds) │  as CRIU comes and tells of its tasks; later, of children
 //!   │ Sync ────────────────────────────▶ │  everything is restored, nothing runs
 //!   │ ◀──────────────── Synced, Refused  │  the guard has a duplicate of everything
@@ -10,7 +10,8 @@
 //!   │ ◀───────── Drop …, Left …, Filled  │
 //!
 //! guard                               successor
-//!   │ Uffd …, Connection (with fds), Go▶ │
+//!   │ ◀────────────────── Keeper (pidfd) │
+//!   │ Uffd …, Connection, Keeper, Go ──▶ │  with descriptors; the keeper of whom it follows
 //!   │ ◀─────────────────────────── Ready │
 //! ```
 
@@ -20,6 +21,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "tell")]
 pub enum ToGuard {
+    /// This process keeps what the filler has open, should it die.
+    Keeper,
     /// It listens, or goes on.
     Ready,
     /// Keep this userfaultfd.
@@ -36,7 +39,7 @@ pub enum ToGuard {
     },
     /// Everything that CRIU has told of so far is held.
     Synced,
-    /// Something is not as it must be: the container must not run.
+    /// Something is not as it must be: the filler cannot go on, and a container that does not run yet must not.
     Refused {
         /// Why.
         why: String,
@@ -61,6 +64,8 @@ pub enum ToFiller {
     },
     /// Here is its connection with CRIU.
     Connection,
+    /// Here is its keeper.
+    Keeper,
     /// That was all; go on.
     Go {
         /// Whether the container runs.

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use super::{Keep, Member, gone};
 use crate::memory::MemoryError;
 use crate::memory::fill::index::WORD;
-use crate::memory::fill::layout::Layout;
+use crate::memory::fill::layout::{Layout, Piece};
 use crate::memory::fill::progress::{Change, Parent, Progress, settle};
+use crate::model::PAGE_SIZE;
 use crate::sys::userfaultfd::{Registered, Userfaultfd};
 
 impl Member {
@@ -23,9 +24,9 @@ impl Member {
         layout: &Layout,
     ) -> Result<Vec<Change>, MemoryError> {
         let mut changes = Vec::new();
-        for piece in layout.within(range) {
+        for piece in layout.within(range.clone()) {
             let here = piece.here..piece.here + piece.length;
-            if !self.progress.was_quiet_since(piece.moved) {
+            if self.may_have_come_after(&piece, &range) {
                 let registered = self.uffd.registered(here.clone());
                 let registered = registered.map_err(self.failed("ask about"))?;
                 if matches!(registered, Registered::Yes | Registered::Changing) {
@@ -35,6 +36,19 @@ impl Member {
             changes.push(gone(here));
         }
         Ok(changes)
+    }
+
+    /// Whether a piece may have moved into a range after that was unmapped, although it was told before. Not if its
+    /// mapping reached beyond the range: nobody else's unmapping makes room for a part of a mapping. And then it would
+    /// be wrong to ask the kernel: whoever was told to have unmapped the end of a mapping may have grown it again.
+    fn may_have_come_after(&self, piece: &Piece, range: &Range<u64>) -> bool {
+        if self.progress.was_quiet_since(piece.moved) {
+            return false;
+        }
+        match self.progress.destination(piece.moved) {
+            Some(whole) => range.start <= whole.start && whole.end <= range.end,
+            None => true,
+        }
     }
 
     /// Takes over a child, which has what its parent has, but for what is not inherited. The parent's layout is
@@ -53,7 +67,12 @@ impl Member {
             number: self.number(),
             count: self.progress.count(),
         };
-        let inherited = layout.inherited();
+        let mut inherited = layout.inherited();
+        let absent = self.absent(&uffd, &inherited)?;
+        let absent: Vec<_> = absent
+            .into_iter()
+            .flat_map(|range| inherited.remove(range))
+            .collect();
         let progress = Progress::create(directory, number, vpid, index, &inherited, Some(parent))?;
         for word in 0..index.words() {
             let missing = self.done().missing(word);
@@ -65,6 +84,9 @@ impl Member {
             }
             progress.done().set(at..end);
         }
+        for home in absent {
+            settle(progress.done(), index, home);
+        }
         for wiped in &source.wiped_on_fork {
             for home in index.within(wiped.clone()) {
                 settle(progress.done(), index, home);
@@ -75,5 +97,30 @@ impl Member {
         let forked = [Change::Forked { child: number }];
         self.progress.log(&forked, layout, index)?;
         Ok(Self::begin(uffd, source, progress, inherited))
+    }
+
+    /// What a child that was just born does not have of its parent's layout. Another thread of the parent may have
+    /// unmapped something before the fork, and be told to have done so only after it.
+    ///
+    /// While the child itself is changing something this cannot be asked: its events will tell.
+    fn absent(&self, child: &Userfaultfd, layout: &Layout) -> Result<Vec<Range<u64>>, MemoryError> {
+        let pieces = layout.pieces();
+        let mut ranges: Vec<Range<u64>> = pieces.map(|p| p.here..p.here + p.length).collect();
+        let mut absent = Vec::new();
+        while let Some(range) = ranges.pop() {
+            let registered = child.registered(range.clone());
+            match registered.map_err(self.failed("ask about a child of"))? {
+                Registered::Yes => {}
+                Registered::Changing | Registered::Gone => break,
+                Registered::No if range.end - range.start > PAGE_SIZE => {
+                    // It may be in two mappings.
+                    let half = (range.end - range.start) / 2 / PAGE_SIZE * PAGE_SIZE;
+                    let middle = range.start + half;
+                    ranges.extend([range.start..middle, middle..range.end]);
+                }
+                Registered::No => absent.push(range),
+            }
+        }
+        Ok(absent)
     }
 }

@@ -50,8 +50,11 @@ impl Change {
 /// What a filler that died had read and not yet put into its log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unlogged {
-    /// A fork: the child's descriptor may be lost.
-    Fork,
+    /// A fork: nobody may have been told of the child.
+    Fork {
+        /// What its userfaultfd is in the dead process.
+        descriptor: i32,
+    },
     /// A mapping that moved.
     Remap {
         /// From here …

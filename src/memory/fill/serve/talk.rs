@@ -53,7 +53,7 @@ impl Filler<'_> {
 }
 
 /// Says something to a guard; false when it is gone.
-pub(super) fn said(
+pub fn said(
     guard: &OwnedFd,
     message: &ToGuard,
     fd: Option<BorrowedFd<'_>>,
