@@ -102,6 +102,16 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// systemd could not be asked, or has refused.
+    #[error("systemd cannot {operation} the unit {unit}: {why}")]
+    Systemd {
+        /// What was tried.
+        operation: &'static str,
+        /// The unit.
+        unit: String,
+        /// What systemd, or the bus, has said.
+        why: String,
+    },
     /// A file of a cgroup could not be read or written, or a cgroup not be made or removed.
     #[error("cannot {operation} {path}")]
     File {

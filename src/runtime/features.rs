@@ -26,7 +26,7 @@ pub fn features() -> Value {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": capabilities(),
             "cgroup": {
-                "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": true,
+                "v1": false, "v2": true, "systemd": true, "systemdUser": false, "rdma": true,
             },
             "seccomp": {
                 "enabled": true,

@@ -10,11 +10,15 @@ use super::RuntimeError;
 use super::error::file;
 use super::state::{Id, Record, Status};
 use super::store::{self, Root};
-use crate::cgroup::manage::{Group, Stats};
+use crate::cgroup::manage::{Driver, Group, Stats};
 
 /// The container's cgroup.
 pub(super) fn group(record: &Record) -> Group {
-    Group::at(record.cgroup.clone())
+    let driver = match record.systemd {
+        true => Driver::Systemd,
+        false => Driver::CgroupFs,
+    };
+    Group::at(record.cgroup.clone(), driver)
 }
 
 /// Freezes the container's processes.

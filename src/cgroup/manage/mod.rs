@@ -19,6 +19,7 @@ pub mod device;
 pub mod place;
 pub mod plan;
 mod stats;
+pub mod systemd;
 
 pub use place::Driver;
 pub use stats::Stats;
@@ -27,6 +28,7 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
@@ -34,6 +36,8 @@ use oci_spec::runtime::{LinuxDeviceCgroup, LinuxResources};
 use super::{Cgroup, CgroupError, failed, plan as hierarchy};
 use crate::sys::bpf;
 use plan::Setting;
+use systemd::Anchor;
+use systemd::unit::{self, Unit};
 
 /// How long processes may take to stand still or to be gone.
 const WAIT: Duration = Duration::from_secs(10);
@@ -43,14 +47,20 @@ const WAIT: Duration = Duration::from_secs(10);
 pub struct Planned {
     root: PathBuf,
     names: Vec<String>,
+    /// The unit that it is the cgroup of, where systemd makes it.
+    unit: Option<Unit>,
     settings: Vec<Setting>,
     devices: Vec<bpf::Instruction>,
 }
 
 /// A cgroup of a container.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Group {
     cgroup: Cgroup,
+    /// The unit that it is the cgroup of, where systemd has made it.
+    unit: Option<String>,
+    /// What holds a new scope until somebody is in it.
+    _anchor: Option<Arc<Anchor>>,
 }
 
 impl Group {
@@ -64,13 +74,17 @@ impl Group {
         driver: Driver,
         resources: Option<&LinuxResources>,
     ) -> Result<Planned, CgroupError> {
-        if driver == Driver::Systemd {
-            return Err(CgroupError::Resource {
-                field: "--systemd-cgroup".to_owned(),
-                reason: "cgroups are made as directories; leave the flag out".to_owned(),
-            });
-        }
-        let names = place::names(id, cgroups_path)?;
+        let unit = match driver {
+            Driver::CgroupFs => None,
+            Driver::Systemd => {
+                systemd::check()?;
+                Some(Unit::of(id, cgroups_path)?)
+            }
+        };
+        let names = match &unit {
+            None => place::names(id, cgroups_path)?,
+            Some(unit) => unit.names(),
+        };
         let mountinfo = Path::new("/proc/self/mountinfo");
         let text = fs::read_to_string(mountinfo).map_err(failed("read", mountinfo))?;
         let root = hierarchy::mount_point(&text).ok_or(CgroupError::NoHierarchy)?;
@@ -95,15 +109,23 @@ impl Group {
         Ok(Planned {
             root,
             names,
+            unit,
             settings,
             devices,
         })
     }
 
-    /// The cgroup at this directory, which the caller knows to be one.
-    pub fn at(directory: PathBuf) -> Self {
+    /// The cgroup at this directory, which the caller knows to be one, made by this driver.
+    pub fn at(directory: PathBuf, driver: Driver) -> Self {
+        let name = directory.file_name().map(|name| name.to_string_lossy());
+        let unit = match driver {
+            Driver::CgroupFs => None,
+            Driver::Systemd => name.map(std::borrow::Cow::into_owned),
+        };
         Self {
+            unit,
             cgroup: Cgroup::at(directory),
+            _anchor: None,
         }
     }
 
@@ -182,6 +204,10 @@ impl Group {
             }
             before.push((&setting.file, old.unwrap_or_default()));
         }
+        if let Some(unit) = &self.unit {
+            // What it has written already is what it would write.
+            systemd::update(unit, &unit::properties(&settings))?;
+        }
         guard.map_or(Ok(()), |guard| self.guard(&guard))
     }
 
@@ -189,6 +215,11 @@ impl Group {
     /// there is no error.
     pub fn remove(&self) -> Result<(), CgroupError> {
         self.cgroup.remove()?;
+        if let Some(unit) = &self.unit
+            && systemd::check().is_ok()
+        {
+            systemd::stop(unit)?;
+        }
         let parent = self.path().parent();
         if let Some(parent) = parent.filter(|parent| parent.ends_with(place::OURS)) {
             // The last one closes the door; as long as there are others, the kernel does not let it.
@@ -283,6 +314,9 @@ impl Planned {
 
     /// Makes it, and tells which directories are new, whatever becomes of the rest.
     fn make(&self, made: &mut Vec<PathBuf>) -> Result<Group, CgroupError> {
+        if let Some(unit) = &self.unit {
+            return self.make_scope(unit);
+        }
         let mut path = self.root.clone();
         for name in &self.names {
             hand_down(&path, &self.settings)?;
@@ -293,16 +327,45 @@ impl Planned {
                 Err(error) => return Err(failed("make the cgroup", &path)(error)),
             }
         }
-        let group = Group::at(path);
+        let group = Group::at(path, Driver::CgroupFs);
         if made.last().map(PathBuf::as_path) != Some(group.path()) {
             group.take_over()?;
         }
+        self.furnish(&group)?;
+        Ok(group)
+    }
+
+    /// Has systemd make it. When that fails nothing is left: a scope goes with the last process in it.
+    fn make_scope(&self, unit: &Unit) -> Result<Group, CgroupError> {
+        let (anchor, path) = systemd::start(unit, &unit::properties(&self.settings))?;
+        let group = Group {
+            _anchor: Some(anchor),
+            ..Group::at(self.path(), Driver::Systemd)
+        };
+        if self.root.join(path.trim_start_matches('/')) != group.path() {
+            let why = format!("its cgroup is {path}, and not where its slice is");
+            return Err(CgroupError::Systemd {
+                operation: "place",
+                unit: unit.name.clone(),
+                why,
+            });
+        }
+        // Controllers that systemd does not know of are handed down by us.
+        let mut above = self.root.clone();
+        for name in &self.names {
+            hand_down(&above, &self.settings)?;
+            above.push(name);
+        }
+        self.furnish(&group)?;
+        Ok(group)
+    }
+
+    fn furnish(&self, group: &Group) -> Result<(), CgroupError> {
         group.check_files(&self.settings)?;
         for setting in self.settings.iter().filter(|setting| group.has(setting)) {
             group.set(setting)?;
         }
-        group.guard(&self.devices)?;
-        Ok(group)
+        group.guard(&self.devices)
     }
 }
 

@@ -100,7 +100,7 @@ fn it_freezes_thaws_counts_and_ends_with_all_that_is_below() {
     let mut child = scratch.shell("sleep 60");
     fs::create_dir(group.path().join("below")).unwrap();
     let mut other = Command::new("/bin/sleep").arg("60").spawn().unwrap();
-    Group::at(group.path().join("below"))
+    Group::at(group.path().join("below"), Driver::CgroupFs)
         .add(other.id() as i32)
         .unwrap();
     let found = group.processes().unwrap();
