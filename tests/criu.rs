@@ -1134,6 +1134,7 @@ fn a_standby_that_is_not_needed_leaves_the_tasks_as_they_were() {
         cgroup: godwit::cgroup::Cgroup::at(cgroup.0.clone()),
         images: images.path().to_owned(),
         netns_inode: 0,
+        watched: Vec::new(),
     };
     let tracer = || {
         let status = fs::read_to_string(format!("/proc/{}/status", workload.root)).unwrap();

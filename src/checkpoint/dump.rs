@@ -24,6 +24,8 @@ pub struct Subject {
     pub images: PathBuf,
     /// The inode number of its network namespace, which stays outside of the images.
     pub netns_inode: u64,
+    /// The paths of what it watches, in it, for those that CRIU would not find.
+    pub watched: Vec<PathBuf>,
 }
 
 impl Subject {
@@ -33,6 +35,7 @@ impl Subject {
             page_server: Some(page_server),
             freeze_cgroup: Some(self.cgroup.path().to_owned()),
             external: vec![format!("net[{}]:{NETNS_KEY}", self.netns_inode)],
+            watched: self.watched.clone(),
             leave: Leave::Dead,
             ..DumpRequest::new(self.pid, &self.images)
         }

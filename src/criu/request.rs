@@ -46,6 +46,8 @@ pub struct DumpRequest {
     pub tcp_established: bool,
     /// Objects that stay outside: `net[INODE]:KEY`, `mnt[PATH]:KEY`, `pipe:[INODE]`, …
     pub external: Vec<String>,
+    /// The paths of watched files and directories, in the container, that CRIU would not find by their handles.
+    pub watched: Vec<PathBuf>,
     /// The largest removed file whose content goes into the images, in bytes.
     pub ghost_limit: u32,
     /// How long stopping the tasks may take, in seconds.
@@ -68,6 +70,7 @@ impl DumpRequest {
             parent: None,
             tcp_established: true,
             external: Vec::new(),
+            watched: Vec::new(),
             ghost_limit: 256 << 20,
             timeout: 10,
         }
@@ -84,6 +87,12 @@ impl DumpRequest {
             parent_img: optional_text("parent", self.parent.as_deref())?,
             tcp_established: Some(self.tcp_established),
             external: self.external.clone(),
+            // A path that is no text cannot be told; a watch of it is what CRIU will then name.
+            irmap_scan_paths: self
+                .watched
+                .iter()
+                .filter_map(|path| path.to_str().map(str::to_owned))
+                .collect(),
             ghost_limit: Some(self.ghost_limit),
             timeout: Some(self.timeout),
             ..common(directories, &self.log_file, self.log_level)

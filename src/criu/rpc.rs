@@ -113,6 +113,9 @@ pub struct Options {
     /// The largest removed file whose content is put into the images, in bytes.
     #[prost(uint32, optional, tag = "35")]
     pub ghost_limit: Option<u32>,
+    /// Below which paths the names of watched files are looked for.
+    #[prost(string, repeated, tag = "36")]
+    pub irmap_scan_paths: Vec<String>,
     /// Objects that belong to somebody else.
     #[prost(string, repeated, tag = "37")]
     pub external: Vec<String>,

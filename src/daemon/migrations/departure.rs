@@ -23,7 +23,7 @@ use crate::model::{
 use crate::storage::{Snapshot, send_all, tree_bytes};
 
 use super::frozen::{Frozen, HeldDeparture};
-use super::remains;
+use super::{remains, watches};
 
 /// How long a container may take to stand still.
 const FREEZE_WITHIN: Duration = Duration::from_secs(5);
@@ -293,11 +293,14 @@ impl Departure {
             fs::create_dir_all(&images)?;
             let cgroup = context.host.cgroup(self.parts.name());
             let tracker = tracker::choose(self.kind());
+            let root = PathBuf::from(format!("/proc/{}/root", self.parts.pid));
+            let (watched, _) = watches::names(&root, &watches::watches(&cgroup.procs()?))?;
             let subject = Subject {
                 pid: self.parts.pid,
                 cgroup: cgroup.clone(),
                 images,
                 netns_inode: fs::metadata(context.host.netns(self.parts.name()))?.ino(),
+                watched,
             };
             self.rounds = Some(Rounds {
                 precopy: Precopy::new(cgroup, tracker, self.options.compress)?

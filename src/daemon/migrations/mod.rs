@@ -13,6 +13,7 @@ mod obstacle;
 mod recover;
 mod remains;
 mod restored;
+mod watches;
 
 use std::io;
 use std::sync::Arc;
