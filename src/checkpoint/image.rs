@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::CheckpointError;
+use crate::criu::wound;
 
 /// The size of a piece, in bytes.
 const PIECE: usize = 1 << 20;
@@ -130,6 +131,21 @@ impl ImageDirectory {
             }
         }
         Ok(())
+    }
+
+    /// Has timers go on that would stand still after a restore ([`wound`]). Before the restore.
+    ///
+    /// # Errors
+    /// When the image of open files cannot be read or written.
+    pub fn wind_timers(&self) -> Result<(), CheckpointError> {
+        let path = self.path.join("files.img");
+        let image = match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            image => image.map_err(failed("read", &path))?,
+        };
+        wound(&image).map_or(Ok(()), |image| {
+            fs::write(&path, image).map_err(failed("write", &path))
+        })
     }
 }
 

@@ -36,6 +36,7 @@ mod smaps;
 mod spared;
 mod spawn;
 mod stats;
+mod timers;
 
 pub use error::CriuError;
 pub use feature::{Criu, Features};
@@ -49,3 +50,4 @@ pub use smaps::{Described, Letters, MappingFlags, SmapsTable, Told};
 pub use spared::NotSparing;
 pub use spawn::Spawn;
 pub use stats::{DumpStats, RestoreStats};
+pub use timers::wound;

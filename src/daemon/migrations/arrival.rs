@@ -173,6 +173,7 @@ impl Arrival {
     fn complete(&mut self, summary: &Summary) -> Result<(), Cause> {
         let images = self.images.as_ref().ok_or("the images are lost")?;
         images.verify(&summary.images)?;
+        images.wind_timers()?;
         let store = self.pages.take().ok_or("the page store is lost")?;
         let coming = &self.coming;
         thread::scope(|scope| {
