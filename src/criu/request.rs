@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use super::CriuError;
 use super::rpc::{CgroupMode, InheritFd, NetworkLock, Options, PageServerInfo};
 
+/// The largest removed file whose content goes into the images, in bytes.
+pub const GHOST_LIMIT: u32 = 256 << 20;
+
 /// What becomes of the tasks when their dump has succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Leave {
@@ -71,7 +74,7 @@ impl DumpRequest {
             tcp_established: true,
             external: Vec::new(),
             watched: Vec::new(),
-            ghost_limit: 256 << 20,
+            ghost_limit: GHOST_LIMIT,
             timeout: 10,
         }
     }

@@ -4,12 +4,28 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 const KCMP_FILE: i32 = 0;
-const KCMP_VM: i32 = 1;
+
+/// What two processes may have in common (clone(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Shared {
+    /// The address space (`KCMP_VM`), as after `vfork`.
+    Memory = 1,
+    /// Root, working directory and umask (`KCMP_FS`).
+    Directories = 3,
+    /// What becomes of signals (`KCMP_SIGHAND`).
+    Handlers = 4,
+}
 
 /// Whether two processes have the same memory, as after `vfork`.
 pub fn same_memory(one: i32, other: i32) -> io::Result<bool> {
+    same(Shared::Memory, one, other)
+}
+
+/// Whether two processes have this in common.
+pub fn same(what: Shared, one: i32, other: i32) -> io::Result<bool> {
     // SAFETY: numbers alone.
-    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) };
+    let order = unsafe { libc::syscall(libc::SYS_kcmp, one, other, what as i32, 0, 0) };
     if order < 0 {
         return Err(io::Error::last_os_error());
     }

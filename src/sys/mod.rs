@@ -29,6 +29,7 @@ pub mod seccomp;
 pub mod shared;
 pub mod signal;
 pub mod socket_buffer;
+pub mod socket_diag;
 pub mod tap;
 pub mod tcp;
 pub mod terminal;

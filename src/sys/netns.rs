@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
@@ -47,6 +47,19 @@ impl AsFd for NetNs {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// The inode number of the network namespace that a socket belongs to (`SIOCGSKNS`, `net/socket.c`).
+pub fn of_socket(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    const SIOCGSKNS: libc::c_ulong = 0x894C;
+    // SAFETY: the call takes nothing but numbers, and what it returns is a new descriptor.
+    let fd = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just made it for us.
+    let namespace = unsafe { OwnedFd::from_raw_fd(fd) };
+    Ok(nix::sys::stat::fstat(&namespace)?.st_ino)
 }
 
 /// Makes a new network namespace that nobody is in, and pins it at `pin`, which must not exist: it stays until

@@ -23,6 +23,7 @@ use crate::model::{
 use crate::storage::{Snapshot, send_all, tree_bytes};
 
 use super::frozen::{Frozen, HeldDeparture};
+use super::obstacle::Scene;
 use super::{remains, watches};
 
 /// How long a container may take to stand still.
@@ -163,7 +164,11 @@ impl Movable for Departure {
 
     fn findings(&mut self) -> Result<Vec<Finding>, Cause> {
         let cgroup = self.parts.context.host.cgroup(self.parts.name());
-        let mut findings = super::obstacle::find(&cgroup.procs()?, self.parts.pid);
+        let mut findings = super::obstacle::find(&Scene {
+            procs: cgroup.procs()?,
+            first: self.parts.pid,
+            stdio: self.stdio,
+        });
         findings.extend(self.untracked());
         if self.parts.context.criu.is_none() {
             let why = self
