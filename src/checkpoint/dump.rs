@@ -112,11 +112,7 @@ impl Held {
         spans: &Spans,
     ) -> Result<(), MemoryError> {
         let (known, pool) = (rounds.sent(), rounds.pool());
-        let lists: Vec<(Space, Vec<Entry>)> = residual
-            .iter()
-            .flat_map(|residual| &residual.spaces)
-            .map(|owned| (owned.space, owned.list.clone()))
-            .collect();
+        let lists: Vec<(Space, Vec<Entry>)> = residual.iter().flat_map(lists).collect();
         let owned: Pages = lists
             .iter()
             .flat_map(|(_, list)| list)
@@ -167,6 +163,19 @@ impl Held {
         // Refusing is how CRIU is told, so an error is what it answers.
         self.conversation.end(Verdict::Refuse).ok();
     }
+}
+
+/// Every page that CRIU does not see.
+fn lists(residual: &Residual) -> impl Iterator<Item = (Space, Vec<Entry>)> + '_ {
+    let spaces = residual
+        .spaces
+        .iter()
+        .map(|owned| (owned.space, owned.list.clone()));
+    let segments = residual
+        .segments
+        .iter()
+        .map(|owned| (owned.space, owned.list.clone()));
+    spaces.chain(segments)
 }
 
 /// Sends what of the frozen memory is unsent.

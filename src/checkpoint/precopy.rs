@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use super::mappings::Mappings;
 use super::{CheckpointError, Standby};
 use crate::cgroup::Cgroup;
-use crate::criu::{Hidden, MappingFlags, SmapsTable};
+use crate::criu::{Hidden, HiddenFile, MappingFlags, SmapsTable};
 use crate::memory::{
     MemoryError, OwnedSpace, Pool, Residual, RoundStats, Sender, SentPages, Target, Tracker,
 };
@@ -85,7 +85,13 @@ impl Precopy {
         let mut sender = Sender::new(&self.pool, &mut piece);
         let residual = self.tracker.last(&targets, &mut sender).map_err(memory)?;
         let hidden: Vec<Hidden> = residual.spaces.iter().flat_map(hidden).collect();
-        table.set(&hidden).map_err(|source| CheckpointError::Criu {
+        let files = residual.segments.iter().map(|segment| HiddenFile {
+            device: segment.device,
+            inode: segment.inode,
+        });
+        let files: Vec<HiddenFile> = files.collect();
+        let set = table.set_with_files(&hidden, &files);
+        set.map_err(|source| CheckpointError::Criu {
             operation: "dump",
             source,
         })?;

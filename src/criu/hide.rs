@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-pub use codec::{BadRange, Hidden};
+pub use codec::{BadRange, Hidden, HiddenFile};
 
 use super::CriuError;
 
@@ -39,8 +39,16 @@ impl HideTable {
     /// # Errors
     /// When a range is not one of a process's pages, or two overlap; then the table is not set.
     pub fn set(&self, hidden: &[Hidden]) -> Result<(), CriuError> {
+        self.set_with_files(hidden, &[])
+    }
+
+    /// The same, and no page of these files of shared memory is found either.
+    ///
+    /// # Errors
+    /// As of [`Self::set`].
+    pub fn set_with_files(&self, hidden: &[Hidden], files: &[HiddenFile]) -> Result<(), CriuError> {
         self.write(&codec::unset()).map_err(failed("write"))?;
-        let bytes = codec::table(hidden).map_err(|source| CriuError::Hide { source })?;
+        let bytes = codec::table(hidden, files).map_err(|source| CriuError::Hide { source })?;
         self.write(&bytes).map_err(failed("write"))
     }
 
@@ -66,7 +74,7 @@ mod test {
     fn a_table_that_cannot_be_set_stays_unset() {
         let table = HideTable::new().unwrap();
         let read = || {
-            let mut bytes = [0; 24];
+            let mut bytes = [0; 32];
             table.0.read_exact_at(&mut bytes, 0).unwrap();
             bytes.to_vec()
         };

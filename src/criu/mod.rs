@@ -40,7 +40,7 @@ mod timers;
 
 pub use error::CriuError;
 pub use feature::{Criu, Features};
-pub use hide::{BadRange, Hidden, HideTable};
+pub use hide::{BadRange, Hidden, HiddenFile, HideTable};
 pub use log::LogTail;
 pub use notify::{Notify, Verdict};
 pub use request::{DumpRequest, Leave, RestoreRequest};

@@ -10,7 +10,8 @@
  * GODWIT_CRIU_HIDE: "which pages does this task have?", ioctl(PAGEMAP_SCAN). What a table says is hidden is not
  * there, guard pages excepted, and is not even looked at: a dump costs nothing for memory that was sent before. The
  * variable is the number of the table's file; hide/codec.rs says what is in it. Whatever is not as it must be fails
- * the call, and so the dump: CRIU never dumps something else than its caller thinks.
+ * the call, and so the dump: CRIU never dumps something else than its caller thinks. The pages of shared memory it
+ * finds in another way, by lseek(SEEK_DATA) (criu/shmem.c, next_data_segment): a file in the table has none.
  *
  * GODWIT_CRIU_CONNTRACK: "which connections are tracked in this network namespace?", for which the kernel walks
  * every bucket of the one table that all namespaces share, twice, 12 ms each. Where the namespace's own counter says
@@ -124,17 +125,22 @@ long syscall(long number, ...)
 /* Hidden memory. */
 
 #define MAGIC 0x6564696874776467ull /* "gdwthide" */
-enum { VERSION = 1, SET = 1, GUARDS = 1, PAGE = 4096 };
+enum { VERSION = 2, SET = 1, GUARDS = 1, PAGE = 4096 };
 
 struct entry {
 	uint32_t pid, flags;
 	uint64_t start, end;
 };
 
+struct hidden_file {
+	uint64_t device, inode;
+};
+
+/* The files come behind the entries. */
 struct table {
 	uint64_t magic;
 	uint32_t version, state;
-	uint64_t count;
+	uint64_t count, files;
 	struct entry entries[];
 };
 
@@ -175,6 +181,16 @@ static int in_order(const struct table *table)
 	return 1;
 }
 
+static int is_whole(const struct table *table, uint64_t size)
+{
+	uint64_t left = size - sizeof(*table);
+
+	if (left / sizeof(struct entry) < table->count)
+		return 0;
+	left -= table->count * sizeof(struct entry);
+	return left / sizeof(struct hidden_file) >= table->files;
+}
+
 /* The table, mapped when it is needed for the first time: it may be filled until then. */
 static const struct table *hidden(void)
 {
@@ -195,7 +211,7 @@ static const struct table *hidden(void)
 		fail(EBADMSG, "its table is none, or another version's");
 	else if (mapped->state != SET)
 		fail(ENODATA, "its table was never set");
-	else if ((stat.st_size - sizeof(struct table)) / sizeof(struct entry) < mapped->count)
+	else if (!is_whole(mapped, stat.st_size))
 		fail(EBADMSG, "its table is shorter than it says");
 	else if (!in_order(mapped))
 		fail(EBADMSG, "its table is not in order");
@@ -334,6 +350,37 @@ int ioctl(int fd, unsigned long request, ...)
 	if (request == SCAN && hide_table >= 0 && argument)
 		return scan(next, fd, argument);
 	return next(fd, request, argument);
+}
+
+/* Whether it is a file whose pages are hidden; -1 where that is not known. */
+static int is_hidden_file(int fd)
+{
+	const struct table *table = hidden();
+	const struct hidden_file *file;
+	struct stat stat;
+	uint64_t i;
+
+	if (!table || fstat(fd, &stat) < 0)
+		return -1;
+	file = (const struct hidden_file *)(table->entries + table->count);
+	for (i = 0; i < table->files; i++)
+		if (file[i].device == stat.st_dev && file[i].inode == stat.st_ino)
+			return 1;
+	return 0;
+}
+
+off64_t lseek64(int fd, off64_t offset, int whence)
+{
+	NEXT(lseek64);
+	if (whence == SEEK_DATA && hide_table >= 0) {
+		int is_hidden = is_hidden_file(fd);
+
+		if (is_hidden)
+			errno = is_hidden > 0 ? ENXIO : EIO;
+		if (is_hidden)
+			return -1;
+	}
+	return next(fd, offset, whence);
 }
 
 /* Tracked connections. CRIU asks by one sendmsg() and reads the answer by recvmsg() (criu/libnetlink.c, do_rtnl_req),

@@ -110,6 +110,17 @@ pub enum MemoryError {
         /// The page's address.
         vaddr: u64,
     },
+    /// A segment of shared memory.
+    #[error("cannot {operation} the shared memory segment {inode} of the container")]
+    Segment {
+        /// What was being done.
+        operation: &'static str,
+        /// Its inode number, or the id of a SysV segment.
+        inode: u64,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
     /// The page store's directory or a file of it.
     #[error("the page store in {} cannot {operation}", directory.display())]
     Store {

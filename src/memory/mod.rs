@@ -46,6 +46,6 @@ pub use sink::{DumpSink, PreDumpSink, PreDumped};
 pub use space::{Entry, PageFlags, Space};
 pub use store::{Complete, PageStore, StoredSpace};
 pub use tracker::{
-    HashTracker, OwnedRange, OwnedSpace, Residual, RoundStats, Seen, SentPages, SoftDirtyTracker,
-    Target, Tracker, UffdWpTracker,
+    HashTracker, OwnedRange, OwnedSegment, OwnedSpace, Residual, RoundStats, Seen, SentPages,
+    SoftDirtyTracker, Target, Tracker, UffdWpTracker,
 };

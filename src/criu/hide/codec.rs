@@ -1,7 +1,9 @@
 //! The table of hidden ranges, as bytes; pure. `preload.c` reads it.
 //!
 //! ```text
-//! magic u64 │ version u32 │ state u32 │ count u64 │ entries: pid u32 │ flags u32 │ start u64 │ end u64
+//! magic u64 │ version u32 │ state u32 │ entries u64 │ files u64
+//! entries: pid u32 │ flags u32 │ start u64 │ end u64
+//! files: device u64 │ inode u64
 //! ```
 //!
 //! In the byte order of this machine, which is the only reader's. Entries are in order of process id and address
@@ -12,7 +14,7 @@ use std::ops::Range;
 /// The size of a page, which every range is made of.
 const PAGE: u64 = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"gdwthide");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Set when the entries are all there.
 const SET: u32 = 1;
 /// The range has guard pages, which are not hidden.
@@ -27,6 +29,15 @@ pub struct Hidden {
     pub range: Range<u64>,
     /// Whether there are guard pages in it. They have no content and stay visible: CRIU makes them anew.
     pub guards: bool,
+}
+
+/// A file of shared memory of which a dump is not to find a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HiddenFile {
+    /// The device number that it has in CRIU's eyes (`st_dev`).
+    pub device: u64,
+    /// Its inode number.
+    pub inode: u64,
 }
 
 /// Why ranges cannot be hidden.
@@ -58,13 +69,13 @@ pub enum BadRange {
 
 /// A table that is not set yet: a scan that meets it fails.
 pub(super) fn unset() -> Vec<u8> {
-    header(0, 0)
+    header(0, 0, 0)
 }
 
-/// The table of `hidden`, in any order.
-pub(super) fn table(hidden: &[Hidden]) -> Result<Vec<u8>, BadRange> {
+/// The table of `hidden`, in any order, and of `files`.
+pub(super) fn table(hidden: &[Hidden], files: &[HiddenFile]) -> Result<Vec<u8>, BadRange> {
     let entries = in_order(hidden)?;
-    let mut bytes = header(SET, entries.len() as u64);
+    let mut bytes = header(SET, entries.len() as u64, files.len() as u64);
     for entry in &entries {
         let flags = if entry.guards { GUARDS } else { 0 };
         bytes.extend(entry.pid.to_ne_bytes());
@@ -72,15 +83,20 @@ pub(super) fn table(hidden: &[Hidden]) -> Result<Vec<u8>, BadRange> {
         bytes.extend(entry.range.start.to_ne_bytes());
         bytes.extend(entry.range.end.to_ne_bytes());
     }
+    for file in files {
+        bytes.extend(file.device.to_ne_bytes());
+        bytes.extend(file.inode.to_ne_bytes());
+    }
     Ok(bytes)
 }
 
-fn header(state: u32, count: u64) -> Vec<u8> {
+fn header(state: u32, entries: u64, files: u64) -> Vec<u8> {
     let mut bytes = Vec::new();
     bytes.extend(MAGIC.to_ne_bytes());
     bytes.extend(VERSION.to_ne_bytes());
     bytes.extend(state.to_ne_bytes());
-    bytes.extend(count.to_ne_bytes());
+    bytes.extend(entries.to_ne_bytes());
+    bytes.extend(files.to_ne_bytes());
     bytes
 }
 
@@ -128,16 +144,22 @@ mod test {
 
     #[test]
     fn a_table_is_in_the_order_that_its_reader_searches_it_in() {
-        let bytes = table(&[hidden(9, 4..5, true), hidden(7, 8..9, false)]).unwrap();
-        assert_eq!(bytes.len(), 24 + 2 * 24);
+        let file = HiddenFile {
+            device: 1,
+            inode: 99,
+        };
+        let ranges = [hidden(9, 4..5, true), hidden(7, 8..9, false)];
+        let bytes = table(&ranges, &[file]).unwrap();
+        assert_eq!(bytes.len(), 32 + 2 * 24 + 16);
         let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap());
         let half = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
         assert_eq!(word(0).to_le_bytes(), *b"gdwthide");
-        assert_eq!((half(8), half(12), word(16)), (1, 1, 2));
-        assert_eq!((half(24), half(28)), (7, 0));
-        assert_eq!((word(32), word(40)), (8 * PAGE, 9 * PAGE));
-        assert_eq!((half(48), half(52)), (9, 1));
-        assert_eq!(unset().len(), 24);
+        assert_eq!((half(8), half(12), word(16), word(24)), (2, 1, 2, 1));
+        assert_eq!((half(32), half(36)), (7, 0));
+        assert_eq!((word(40), word(48)), (8 * PAGE, 9 * PAGE));
+        assert_eq!((half(56), half(60)), (9, 1));
+        assert_eq!((word(80), word(88)), (1, 99));
+        assert_eq!(unset().len(), 32);
         assert_ne!(unset()[..16], bytes[..16]);
     }
 

@@ -6,7 +6,7 @@ use super::super::space::Space;
 use super::super::{MemoryError, Sender};
 use super::own::{self, Unknown};
 use super::read;
-use super::segment::Segments;
+use super::segment::{self, Segments};
 use super::task::{FileSystems, Task};
 use super::{Residual, RoundStats, SentPages, Target, Tracker};
 use crate::model::TrackerChoice;
@@ -60,7 +60,10 @@ impl Tracker for HashTracker {
         targets: &[Target],
         sender: &mut Sender<'_>,
     ) -> Result<Residual, MemoryError> {
-        let mut residual = Residual::default();
+        let mut residual = Residual {
+            segments: segment::owned(targets)?,
+            ..Residual::default()
+        };
         for target in targets {
             let systems = &mut self.file_systems;
             let space = own::look(*target, &Unknown, systems, &self.sent, sender)?;

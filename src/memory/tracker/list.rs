@@ -69,7 +69,7 @@ impl List {
 }
 
 /// Adds a run to a list that ends before it.
-fn note(list: &mut Vec<Entry>, run: Range<u64>, flags: PageFlags) {
+pub fn note(list: &mut Vec<Entry>, run: Range<u64>, flags: PageFlags) {
     let mut vaddr = run.start;
     while vaddr < run.end {
         let pages = u32::try_from((run.end - vaddr) / PAGE_SIZE).unwrap_or(u32::MAX);

@@ -14,8 +14,10 @@ pub enum Mapping {
     Shared {
         /// Its addresses here.
         range: Range<u64>,
-        /// The inode by which CRIU names the segment.
+        /// The inode by which CRIU names the segment; of a SysV segment its id.
         inode: u64,
+        /// Whether it is a SysV segment.
+        sysv: bool,
     },
 }
 
@@ -60,7 +62,8 @@ fn line(line: &str) -> Option<Mapping> {
     );
     let inode: u64 = fields.next()?.parse().ok()?;
     let path = fields.next().unwrap_or("").trim_start();
-    let shared_names = ["/dev/zero (deleted)", "/memfd:", "/SYSV"];
+    let shared_names = ["/dev/zero (deleted)", "/memfd:"];
+    let sysv = path.starts_with("/SYSV");
     match permissions.get(3)? {
         b'p' if is_kernel_s(path) => None,
         b'p' => Some(Mapping::Private(Private {
@@ -68,8 +71,8 @@ fn line(line: &str) -> Option<Mapping> {
             executable: permissions.get(2) == Some(&b'x'),
             file: (inode != 0 || path.starts_with('/')).then_some(device),
         })),
-        b's' if inode > 0 && shared_names.iter().any(|name| path.starts_with(name)) => {
-            Some(Mapping::Shared { range, inode })
+        b's' if sysv || inode > 0 && shared_names.iter().any(|name| path.starts_with(name)) => {
+            Some(Mapping::Shared { range, inode, sysv })
         }
         // A file shared with others moves with the files.
         _ => None,
@@ -150,6 +153,7 @@ mod test {
 35b1800000-35b1820000 rw-p 00000000 00:00 0 [heap]
 7f0000000000-7f0000001000 rw-s 00000000 00:01 99                         /dev/zero (deleted)
 7f0000002000-7f0000003000 rw-s 00000000 00:01 4                          /memfd:x (deleted)
+7f0000003000-7f0000004000 r--s 00000000 00:01 0                          /SYSV00000000 (deleted)
 7f0000004000-7f0000005000 rw-s 00000000 08:02 7                          /data/file
 7f0000006000-7f0000007000 ---p 00000000 00:00 0                          [anon:[vdso]]
 7f0000200000-7f0000400000 rw-p 00000000 00:0f 12                         /anon_hugepage (deleted)
@@ -169,14 +173,15 @@ ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsysca
                 file,
             })
         };
-        let shared = |range, inode| Mapping::Shared { range, inode };
+        let shared = |range, inode, sysv| Mapping::Shared { range, inode, sysv };
         assert_eq!(
             parse(text),
             [
                 private(0x40_0000..0x45_2000, true, Some((8, 2))),
                 private(0x35_b180_0000..0x35_b182_0000, false, None),
-                shared(0x7f00_0000_0000..0x7f00_0000_1000, 99),
-                shared(0x7f00_0000_2000..0x7f00_0000_3000, 4),
+                shared(0x7f00_0000_0000..0x7f00_0000_1000, 99, false),
+                shared(0x7f00_0000_2000..0x7f00_0000_3000, 4, false),
+                shared(0x7f00_0000_3000..0x7f00_0000_4000, 0, true),
                 private(0x7f00_0000_6000..0x7f00_0000_7000, false, None),
             ]
         );

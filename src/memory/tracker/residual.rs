@@ -5,6 +5,7 @@ use std::ops::Range;
 use super::super::space::{Entry, Space};
 use super::super::{MemoryError, Sender};
 use super::read::{self, Judge};
+use super::segment::OwnedSegment;
 use super::{RoundStats, SentPages};
 use crate::sys::process_memory::ProcessMemory;
 
@@ -13,6 +14,8 @@ use crate::sys::process_memory::ProcessMemory;
 pub struct Residual {
     /// Their address spaces.
     pub spaces: Vec<OwnedSpace>,
+    /// The shared memory that they have.
+    pub segments: Vec<OwnedSegment>,
 }
 
 /// The memory of one address space that need not go through CRIU.
@@ -54,6 +57,9 @@ impl Residual {
         for space in &self.spaces {
             let unsent = space.unsent.iter().cloned();
             space.send(unsent, sent, sender, &mut stats)?;
+        }
+        for segment in &self.segments {
+            segment.send(sent, sender, &mut stats)?;
         }
         sender.flush()?;
         Ok(stats)

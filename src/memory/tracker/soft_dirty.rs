@@ -35,7 +35,7 @@ use super::hash::compare;
 use super::maps::Private;
 use super::own::{self, Found, Kind, Look, Looked, Unknown};
 use super::read::{self, Judge};
-use super::segment::Segments;
+use super::segment::{self, Segments};
 use super::since::Since;
 use super::task::{FileSystems, Task};
 use super::watch::is_written_directly;
@@ -266,7 +266,10 @@ impl Tracker for SoftDirtyTracker {
         sender: &mut Sender<'_>,
     ) -> Result<Residual, MemoryError> {
         let merging = is_merging();
-        let mut residual = Residual::default();
+        let mut residual = Residual {
+            segments: segment::owned(targets)?,
+            ..Residual::default()
+        };
         for target in targets {
             residual.spaces.extend(self.look(*target, merging, sender)?);
         }

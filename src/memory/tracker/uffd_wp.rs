@@ -7,7 +7,7 @@ use super::super::{MemoryError, Sender};
 use super::hash::compare;
 use super::inject::{self, Refusal};
 use super::own::{self, Look, Unknown};
-use super::segment::Segments;
+use super::segment::{self, Segments};
 use super::task::{FileSystems, Task};
 use super::watch::{Untracked, Watch, is_written_directly};
 use super::{Residual, RoundStats, SentPages, Target, Tracker};
@@ -236,8 +236,9 @@ impl Tracker for UffdWpTracker {
             .collect();
         self.close_left();
         let spaces = spaces?;
+        let segments = segment::owned(targets)?;
         sender.flush()?;
-        Ok(Residual { spaces })
+        Ok(Residual { spaces, segments })
     }
 
     fn release(&mut self) {
