@@ -104,6 +104,7 @@ impl StandbyRestore {
             cgroup: Some(cgroup.to_owned()),
             new_cgroup_namespace: true,
             spare_tar: true,
+            hand_segments: true,
             urgent: true,
             ..Spawn::default()
         };

@@ -6,6 +6,7 @@ use std::path::Path;
 fn main() {
     let sources = [
         "src/criu/preload.c",
+        "src/criu/preload_segments.c",
         "src/criu/preload_smaps.c",
         "src/criu/preload_tar.c",
     ];

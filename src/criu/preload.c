@@ -1,7 +1,7 @@
 /*
- * Preloaded into a CRIU. It answers four questions that CRIU asks the kernel (the fourth: preload_smaps.c), and
- * does the work of one program that CRIU starts (preload_tar.c), each only when an environment variable says so; every other call goes through
- * unchanged.
+ * Preloaded into a CRIU. It answers four questions that CRIU asks the kernel (the fourth: preload_smaps.c), does
+ * the work of one program that CRIU starts (preload_tar.c), and hands it shared memory (preload_segments.c), each only
+ * when an environment variable says so; every other call goes through unchanged.
  *
  * GODWIT_CRIU_LIMITS: "what are this task's limits?", prlimit(2), which the kernel refuses without
  * CAP_SYS_RESOURCE for a task of another user (kernel/sys.c, check_prlimit_permission), although it shows the same
@@ -66,6 +66,7 @@ __attribute__((constructor)) static void begin(void)
 	answer_limits = take("GODWIT_CRIU_LIMITS") != NULL;
 	answer_conntrack = take("GODWIT_CRIU_CONNTRACK") != NULL;
 	replace_tar = take("GODWIT_CRIU_TAR") != NULL;
+	answer_segments = take("GODWIT_CRIU_SEGMENTS") != NULL;
 	unsetenv("LD_PRELOAD");
 }
 

@@ -18,6 +18,13 @@ HIDDEN void instead_of_tar(char *const argv[]);
 /* The table of mappings and their flags; -1 where there is none. */
 HIDDEN extern int smaps_table;
 
+/* Whether segments of shared memory are asked for beside the images. */
+HIDDEN extern int answer_segments;
+
+/* Gives CRIU the segment whose list of pages it opens, and a list that names none; -1 where that fails. 0 where this
+ * is the list of no such segment. */
+HIDDEN int segment_instead(int directory, const char *path, int *list);
+
 /* The number that the file behind a descriptor is named by, or the directory that it is in as `name`, which begins
  * with a slash: a process's, in /proc. -1 where it has none. */
 HIDDEN long number_in_link(int fd, const char *name);

@@ -16,6 +16,7 @@ pub(super) struct Asked<'a> {
     pub limits: bool,
     pub conntrack: bool,
     pub tar: bool,
+    pub segments: bool,
     pub hide: Option<&'a HideTable>,
     pub smaps: Option<&'a SmapsTable>,
 }
@@ -28,6 +29,7 @@ impl Asked<'_> {
             (self.limits, "GODWIT_CRIU_LIMITS"),
             (self.conntrack, "GODWIT_CRIU_CONNTRACK"),
             (self.tar, "GODWIT_CRIU_TAR"),
+            (self.segments, "GODWIT_CRIU_SEGMENTS"),
         ];
         for (_, variable) in asked.iter().filter(|(asked, _)| *asked) {
             command.env(variable, "1");

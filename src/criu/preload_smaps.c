@@ -195,6 +195,12 @@ static int open_instead(int (*next)(int, const char *, int, ...), int directory,
 		if (file >= 0)
 			return file;
 	}
+	if (path && (flags & O_ACCMODE) == O_RDONLY) {
+		int list;
+
+		if (segment_instead(directory, path, &list))
+			return list;
+	}
 	return next(directory, path, flags, mode);
 }
 

@@ -39,6 +39,9 @@ pub struct Spawn {
     /// Whether CRIU packs and unpacks the little there is in a container's tmpfs itself, instead of starting tar and
     /// gzip, 6 to 12 ms on either side with the tasks stopped; see `preload_tar.c`. Images are good with and without.
     pub spare_tar: bool,
+    /// Whether CRIU is given segments of shared memory by whoever has them and listens beside the images; see
+    /// `preload_segments.c`.
+    pub hand_segments: bool,
     /// Whether CRIU goes before other processes, where that is allowed: somebody stands still until it is through. What
     /// it restores has the priorities of its images.
     pub urgent: bool,
@@ -88,6 +91,7 @@ impl Spawn {
             limits: self.limits_from_proc,
             conntrack: self.spare_conntrack,
             tar: self.spare_tar,
+            segments: self.hand_segments,
             hide: self.hide.as_ref(),
             smaps: self.smaps.as_ref(),
         };

@@ -21,7 +21,7 @@ use super::store::{StoredSpace, punch};
 use super::{MemoryError, PageStore};
 use crate::model::PAGE_SIZE;
 
-const COMMON_MAGIC: u32 = 0x5456_4319;
+pub(super) const COMMON_MAGIC: u32 = 0x5456_4319;
 const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 /// As many pages as are moved before their memory is given back: what a thread holds twice.
 const MOVED_AT_ONCE: u64 = 512;
@@ -191,7 +191,7 @@ fn copy(from: &File, at: u64, to: &File, offset: u64, length: u64) -> io::Result
 
 /// The image's bytes: magic numbers, the head, an entry for every run. The flags say where its pages are, which is
 /// not what they said in the dump.
-fn pagemap(pages_id: u32, list: &[Entry]) -> Vec<u8> {
+pub(super) fn pagemap(pages_id: u32, list: &[Entry]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32 + list.len() * 24);
     bytes.extend(COMMON_MAGIC.to_le_bytes());
     bytes.extend(PAGEMAP_MAGIC.to_le_bytes());

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::frame::Changes;
 use super::presence::Presence;
@@ -23,7 +24,8 @@ const SPACE_COST: u64 = 4096;
 /// What an entry of a list is charged.
 const ENTRY_COST: u64 = 32;
 
-/// One sparse file per address space, page at offset = address, the last writer wins.
+/// One sparse file per address space, page at offset = address, the last writer wins. Shared memory is kept in memfds,
+/// where their names are known ([`Self::with_segments`]).
 ///
 /// The files have no names: when the store is dropped, or its process dies, their memory is free. The directory
 /// is best a tmpfs, whose files may be as long as any address is high.
@@ -36,6 +38,7 @@ pub struct PageStore {
     directory: PathBuf,
     limit: Bytes,
     charged: AtomicU64,
+    names: HashMap<u64, String>,
     spaces: RwLock<HashMap<Space, Arc<StoredSpace>>>,
 }
 
@@ -43,6 +46,8 @@ pub struct PageStore {
 #[derive(Debug)]
 pub struct StoredSpace {
     pub(super) file: File,
+    /// The name of the memfd that the file is; none where it is of the store's directory.
+    pub(super) memfd: Option<String>,
     state: Mutex<State>,
 }
 
@@ -79,11 +84,20 @@ impl PageStore {
             directory: directory.to_owned(),
             limit,
             charged: AtomicU64::new(0),
+            names: HashMap::new(),
             spaces: RwLock::default(),
         };
         // Now, and not at the first page: whether files without names can be made here.
         store.new_file()?;
         Ok(store)
+    }
+
+    /// The same, for a container that has these segments of shared memory, each with the name that its memfd has. Their
+    /// pages are kept in memfds of that name, which can [become](Complete::take_segments) the segments.
+    #[must_use]
+    pub fn with_segments(mut self, segments: impl IntoIterator<Item = (u64, String)>) -> Self {
+        self.names = segments.into_iter().collect();
+        self
     }
 
     /// What is kept now: pages with bytes, and what it takes to know of them.
@@ -266,12 +280,28 @@ impl PageStore {
             return Err(MemoryError::TooManySpaces { most: MOST_SPACES });
         }
         self.charge(SPACE_COST)?;
+        let (file, memfd) = match self.new_memfd(space) {
+            Some((file, name)) => (file, Some(name)),
+            None => (self.new_file()?, None),
+        };
         let stored = Arc::new(StoredSpace {
-            file: self.new_file()?,
+            file,
+            memfd,
             state: Mutex::default(),
         });
         spaces.insert(space, stored.clone());
         Ok(stored)
+    }
+
+    /// A memfd for a segment whose name is known. One that no memfd can have is known for nothing.
+    fn new_memfd(&self, space: Space) -> Option<(File, String)> {
+        let Space::Shared(id) = space else {
+            return None;
+        };
+        let name = self.names.get(&id)?;
+        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        let made = memfd_create(name.as_str(), flags).ok()?;
+        Some((File::from(made), name.clone()))
     }
 
     fn new_file(&self) -> Result<File, MemoryError> {

@@ -237,6 +237,19 @@ pub struct Offer {
     pub files: Bytes,
     /// What the caller wishes.
     pub options: crate::model::MigrationOptions,
+    /// The shared memory that it has now. What it makes later is none of these, and all the same comes with it.
+    #[serde(default)]
+    pub segments: Vec<NamedSegment>,
+}
+
+/// A segment of shared memory that will be a memfd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NamedSegment {
+    /// Its inode number on the source, which its pages are named by.
+    pub inode: u64,
+    /// The name of the memfd.
+    pub name: String,
 }
 
 /// What the destination checks what it received against before it restores.

@@ -71,7 +71,7 @@ pub use error::{Cause, MigrationError};
 pub use hook::{Hook, NoHook};
 pub use journal::{Entry, Journal, JournalState};
 pub use link::{Duplex, Link, Outbox};
-pub use message::{Message, Offer, Summary, ToldStep};
+pub use message::{Message, NamedSegment, Offer, Summary, ToldStep};
 pub use movable::{
     Arriving, Destination, HandedOver, Held, Movable, Restored, RoundStats, RunError,
 };

@@ -270,6 +270,7 @@ impl Movable for Container {
             memory: Bytes(1 << 20),
             files: Bytes(0),
             options: MigrationOptions::default(),
+            segments: Vec::new(),
         })
     }
 

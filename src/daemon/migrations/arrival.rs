@@ -12,7 +12,7 @@ use crate::checkpoint::ImageDirectory;
 use crate::container::shim::Client;
 use crate::container::{Record, place};
 use crate::daemon::{Context, facts};
-use crate::memory::{Decoder, PageStore, link_images};
+use crate::memory::{Decoder, PageStore, SegmentServer, link_images};
 use crate::migration::codec::{Chunk, Frame, Kind};
 use crate::migration::preflight::{Coming, Here, preflight};
 use crate::migration::stream::TakePages;
@@ -26,6 +26,8 @@ use crate::storage::Receiver;
 const IMAGES: u64 = 1 << 30;
 /// What the page store may take beyond the memory that was announced: it grows while it is copied.
 const GROWTH: Bytes = Bytes(256 << 20);
+/// As many segments of shared memory as are kept where they can stay.
+const MOST_SEGMENTS: usize = 1024;
 /// Threads that copy what CRIU cannot read out of the store's own files.
 const THREADS: usize = 2;
 
@@ -147,7 +149,9 @@ impl Arrival {
         fs::create_dir_all(coming.images())?;
         self.shim = Some(restored::new_shim(&coming, self.lazy)?);
         let limit = Bytes(offer.memory.0 * 2) + GROWTH;
-        let store = PageStore::create(&coming.directory(), limit)?;
+        let named = offer.segments.iter().take(MOST_SEGMENTS);
+        let named = named.map(|segment| (segment.inode, segment.name.clone()));
+        let store = PageStore::create(&coming.directory(), limit)?.with_segments(named);
         self.pages = Some(Arc::new(store));
         self.images = Some(ImageDirectory::new(&coming.images(), IMAGES));
         if !context.images.has(spec.image) && !context.images.fetch(spec.image)? {
@@ -169,8 +173,8 @@ impl Arrival {
         Ok(())
     }
 
-    /// Everything is here: makes images CRIU can read of it.
-    fn complete(&mut self, summary: &Summary) -> Result<(), Cause> {
+    /// Everything is here: makes images CRIU can read of it, and hands out what it need not read.
+    fn complete(&mut self, summary: &Summary) -> Result<Option<SegmentServer>, Cause> {
         let images = self.images.as_ref().ok_or("the images are lost")?;
         images.verify(&summary.images)?;
         images.wind_timers()?;
@@ -179,17 +183,18 @@ impl Arrival {
         thread::scope(|scope| {
             let network = scope.spawn(|| introduce(coming, summary));
             place::mount_root(&coming.context.host, &coming.spec)?;
-            let complete = store.verify()?;
+            let mut complete = store.verify()?;
             if complete.pages != summary.pages {
                 let (here, there) = (complete.pages, summary.pages);
                 let why = format!("{here} pages are listed here and {there} on the source");
                 return Err(why.into());
             }
+            let segments = complete.take_segments(images.path())?;
+            let handed = segments.pages;
             let placed = link_images(complete, images.path(), THREADS, self.lazy)?;
-            tracing::debug!(container = %coming.spec.name, ?placed, "its memory is complete");
-            network
-                .join()
-                .map_err(|_| "its network was not told".into())
+            tracing::debug!(container = %coming.spec.name, ?placed, ?handed, "its memory is complete");
+            network.join().map_err(|_| "its network was not told")?;
+            Ok(segments.serve(images.path())?)
         })
     }
 }
@@ -297,10 +302,10 @@ impl Arriving for Arrival {
     }
 
     fn restore(mut self, summary: &Summary) -> Result<RestoredArrival, Cause> {
-        let restored = self.complete(summary).and_then(|()| {
+        let restored = self.complete(summary).and_then(|segments| {
             let frames = self.frames.take();
             let shim = self.shim.take();
-            RestoredArrival::restore(&self.coming, summary, frames, self.lazy, shim)
+            RestoredArrival::restore(&self.coming, summary, frames, self.lazy, shim, segments)
         });
         restored.inspect_err(|_| {
             if let Err(undo) = self.coming.remove() {

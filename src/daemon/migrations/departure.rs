@@ -15,7 +15,7 @@ use crate::container::shim::Client;
 use crate::daemon::Context;
 use crate::memory::tracker;
 use crate::migration::codec::Kind;
-use crate::migration::{Cause, Movable, Offer, Outbox, RoundStats};
+use crate::migration::{Cause, Movable, NamedSegment, Offer, Outbox, RoundStats};
 use crate::model::{
     Bytes, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Spans,
     TrackerChoice,
@@ -32,6 +32,9 @@ const FREEZE_WITHIN: Duration = Duration::from_secs(5);
 const LET_GO_WITHIN: Duration = Duration::from_secs(20);
 /// The blackout of an empty container, as measured with these namespaces.
 const FIXED: Duration = Duration::from_millis(60);
+
+/// As many segments of shared memory as are told of beforehand.
+const MOST_SEGMENTS: usize = 1024;
 
 /// A running container that may leave.
 pub struct Departure {
@@ -107,6 +110,15 @@ impl Parts {
         Ok(procs.into_iter().filter_map(resident).sum())
     }
 
+    /// Its shared memory, as far as there is much to be gained by telling of it before.
+    fn segments(&self) -> Result<Vec<NamedSegment>, Cause> {
+        let procs = self.context.host.cgroup(self.name()).procs()?;
+        let mut segments = tracker::memfd_names(&procs)?;
+        segments.truncate(MOST_SEGMENTS);
+        let named = |(inode, name)| NamedSegment { inode, name };
+        Ok(segments.into_iter().map(named).collect())
+    }
+
     /// It runs here: gate open, tasks thawed, nothing of the migration left. Idempotent.
     pub fn go_on(&self) -> Result<(), Cause> {
         let host = &self.context.host;
@@ -159,6 +171,7 @@ impl Movable for Departure {
             memory: self.parts.memory()?,
             files: tree_bytes(&host.upper(self.parts.name()))?,
             options: MigrationOptions::default(),
+            segments: self.parts.segments()?,
         })
     }
 

@@ -13,6 +13,7 @@ use crate::container::shim::{Client, Preparation, RestoreRequest, ShimError, Shi
 use crate::container::{Record, create};
 use crate::criu::Criu;
 use crate::daemon::Context;
+use crate::memory::SegmentServer;
 use crate::memory::fill::fill_is_spent;
 use crate::migration::{Cause, Restored, RunError, Summary};
 use crate::model::{ContainerState, Generation, MigrationId, Name, RestoreChoice, Spans, Step};
@@ -91,6 +92,8 @@ pub struct RestoredArrival {
     request: RestoreRequest,
     shim: Option<Client>,
     frames: Option<HeldFrames>,
+    /// Who hands shared memory to CRIU; a daemon that dies takes it with it. What has not run then never will.
+    segments: Option<SegmentServer>,
     spans: Spans,
 }
 
@@ -102,6 +105,7 @@ impl RestoredArrival {
         frames: Option<HeldFrames>,
         lazy: bool,
         shim: Option<Client>,
+        segments: Option<SegmentServer>,
     ) -> Result<Self, Cause> {
         let request = request(coming, summary, lazy)?;
         let coming = Arc::clone(coming);
@@ -110,6 +114,7 @@ impl RestoredArrival {
             request,
             shim: None,
             frames,
+            segments,
             spans: Spans::new(Instant::now),
         };
         restored.hold(shim)?;
@@ -145,6 +150,7 @@ impl RestoredArrival {
             shim,
             // A daemon that dies takes what it held with it.
             frames: None,
+            segments: None,
             spans: Spans::new(Instant::now),
         })
     }
@@ -245,6 +251,7 @@ impl Restored for RestoredArrival {
             self.let_run()?;
         }
         let since = Instant::now();
+        self.segments = None;
         let frames = self.frames.take();
         let coming = &self.coming;
         let host = &coming.context.host;

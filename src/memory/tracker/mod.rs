@@ -41,7 +41,7 @@ mod watch;
 pub use hash::HashTracker;
 pub use offered::{choose, offered};
 pub use residual::{OwnedRange, OwnedSpace, Residual};
-pub use segment::OwnedSegment;
+pub use segment::{OwnedSegment, memfd_names};
 pub use sent::{Seen, SentPages};
 pub use soft_dirty::SoftDirtyTracker;
 pub use uffd_wp::UffdWpTracker;

@@ -32,6 +32,26 @@ struct Segment {
     /// What CRIU names it by: its inode number, which of a SysV segment is its id.
     inode: u64,
     file: File,
+    /// The name of the memfd that CRIU restores it as; none of a SysV segment.
+    name: Option<String>,
+}
+
+/// The segments of these processes that CRIU will restore as memfds, each with the name of that: what a store wants to
+/// know beforehand ([`PageStore::with_segments`](crate::memory::PageStore::with_segments)).
+///
+/// # Errors
+/// When a process cannot be looked at.
+pub fn memfd_names(pids: &[i32]) -> Result<Vec<(u64, String)>, MemoryError> {
+    let mut segments = Segments::default();
+    let mut names = Vec::new();
+    for pid in pids {
+        if let Some(task) = Task::open(*pid)? {
+            let found = segments.of(&task).into_iter();
+            names.extend(found.filter_map(|segment| Some((segment.inode, segment.name?))));
+        }
+    }
+    names.retain(|(inode, _)| !segments.ambiguous.contains(inode));
+    Ok(names)
 }
 
 /// The segments of one round.
@@ -52,7 +72,7 @@ impl Segments {
         sender: &mut Sender<'_>,
         stats: &mut RoundStats,
     ) -> Result<(), MemoryError> {
-        for Segment { inode, file } in self.of(task) {
+        for Segment { inode, file, .. } in self.of(task) {
             // What changes meanwhile, or cannot be read, is left to the last look.
             let runs = data(&file).unwrap_or_default().into_iter();
             let space = Space::Shared(inode);
@@ -114,7 +134,16 @@ fn open(link: &Path) -> Option<Segment> {
     (data.dev() == (*DEVICE)?).then(|| Segment {
         inode: data.ino(),
         file,
+        name: fs::read_link(link).ok().as_deref().and_then(memfd_name),
     })
+}
+
+/// The name of the memfd that a link in `/proc` leads to, as CRIU takes it (`criu/memfd.c`, `dump_one_memfd`): that of
+/// anonymous memory is the file's that it is a mapping of.
+fn memfd_name(link: &Path) -> Option<String> {
+    let name = link.to_str()?.strip_suffix(" (deleted)")?;
+    let name = name.strip_prefix("/memfd:").unwrap_or(name);
+    (!name.starts_with("/SYSV")).then(|| name.to_owned())
 }
 
 /// The device that all segments are on, and nothing else.

@@ -53,7 +53,7 @@ pub fn owned(targets: &[Target]) -> Result<Vec<OwnedSegment>, MemoryError> {
 /// A segment with every page that exists in it. One that ends in the middle of a page is left to CRIU: what is behind
 /// its end can only be seen in a mapping.
 fn own(segment: Segment) -> Result<Option<OwnedSegment>, MemoryError> {
-    let Segment { inode, file } = segment;
+    let Segment { inode, file, .. } = segment;
     let failed = |source| MemoryError::Segment {
         operation: "look for the pages of",
         inode,
