@@ -62,7 +62,7 @@ impl Held {
     /// rounds have sent; the rest into the directory for images. On failure the tasks are in their frozen cgroup as
     /// before.
     ///
-    /// CRIU never sees the private memory of the tasks where it can be kept from it ([`Standby::start`]): what
+    /// CRIU never sees the private and the shared memory of the tasks where it can be kept from it ([`Standby::start`]): what
     /// [`Precopy::look`] has found unsent of it is sent while CRIU dumps everything else. `rounds` must live until
     /// the tasks are dead or about to go on: see [`Precopy::release`].
     ///

@@ -6,7 +6,7 @@
 //! ```text
 //! Precopy::round …      pages, while the tasks run
 //! Standby               a CRIU that waits
-//! Precopy::look         the tasks stand still: what is unsent of their private memory, which CRIU never sees
+//! Precopy::look         the tasks stand still: what is unsent of their memory, most of which CRIU never sees
 //! Standby::begin        CRIU takes hold of the tasks, while the gate is closed
 //! Held::dump ─▶ that ─▶ frames
 //!          └──▶ CRIU ─▶ page server ─▶ frames

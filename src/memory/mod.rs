@@ -7,8 +7,9 @@
 //! ```text
 //! source                                                        destination
 //! running tasks ─▶ Tracker ─┐                                   ┌▶ PageStore ─▶ verify ─▶ images ─▶ CRIU
-//! frozen tasks ─▶ Residual ─┼▶ Sender ─▶ frames ═══ link ═══▶ Decoder                       └─▶ fill, lazily
-//! CRIU's dump ─▶ PageServer ┘  (DumpSink: what is left to CRIU, and every space's list)
+//! frozen tasks ─▶ Residual ─┼▶ Sender ─▶ frames ═══ link ═══▶ Decoder              │        └─▶ fill, lazily
+//! CRIU's dump ─▶ PageServer ┘  (DumpSink: what is left to CRIU,                    └─▶ Segments ─▶ CRIU
+//!                               and every space's list)
 //! ```
 //!
 //! Frames may go over several connections at once. Within a round a page is sent at most once, so their order is

@@ -10,13 +10,14 @@
 //!
 //! ```text
 //! tasks run:     round ─▶ round ─▶ … ─▶ round      pages that are news, as frames
-//! tasks frozen:  last ─▶ Residual                  every private page by name; unsent code at once
-//! CRIU dumps:    Residual::send                    the rest; CRIU finds no page in the ranges of the Residual
+//! tasks frozen:  last ─▶ Residual                  every page by name; unsent code at once
+//! CRIU dumps:    Residual::send                    the rest; CRIU finds no page in what the Residual has
 //! killed, or about to go on: release
 //! ```
 //!
-//! Private memory is the tracker's alone. Shared memory is sent in rounds too, once per segment and by content
-//! hash, but it is CRIU that dumps it at the end, through a `DumpSink` that compares with [`Tracker::sent`].
+//! Private memory is the tracker's alone, and so is shared memory, which is sent once per segment and by content hash.
+//! What is not, as a SysV segment that nobody has attached, or one that ends within a page, CRIU dumps at the end,
+//! through a `DumpSink` that compares with [`Tracker::sent`].
 //!
 //! The other kind of round is CRIU's own, on kernels with soft-dirty bits: `Session::pre_dump` with `track_mem`, a
 //! page server and a [`PreDumpSink`](super::PreDumpSink), each round's images directory the parent of the next;
