@@ -39,7 +39,7 @@
 //!   the other was. A bit "done" is set after its page was placed; one that was not set any more costs a second try,
 //!   which the kernel answers with "exists". An event counts as read in the same system call that leaves it in
 //!   shared memory (`progress`), so the successor applies what the dead one had read. The descriptor of a child that was born
-//!   in that very system call stays open in the filler's [`keeper`], which shares all its descriptors: only where that
+//!   in that very system call stays open in the filler's `keeper`, which shares all its descriptors: only where that
 //!   is killed as well, the container is.
 //! - **Placing and reading events exclude each other** (`member`), and the kernel refuses to place anything
 //!   while an event waits to be read.
