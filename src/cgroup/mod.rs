@@ -289,9 +289,15 @@ impl Cgroup {
         if !self.exists() {
             return Ok(());
         }
-        self.kill()?;
-        self.wait_for("populated", false, Duration::from_secs(10))?;
-        remove_tree(&self.path)
+        let removed = self
+            .kill()
+            .and_then(|()| self.wait_for("populated", false, Duration::from_secs(10)))
+            .and_then(|()| remove_tree(&self.path));
+        match removed {
+            // systemd removes those of its units as soon as nobody is in them.
+            Err(_) if !self.exists() => Ok(()),
+            removed => removed,
+        }
     }
 
     fn read(&self, file: &str) -> Result<String, CgroupError> {

@@ -164,9 +164,13 @@ impl Group {
         self.cgroup.is_frozen()
     }
 
-    /// Kills every process in it and below it, frozen ones too.
+    /// Kills every process in it and below it, frozen ones too. Where it is gone, as a unit of systemd's is by itself,
+    /// there is none.
     pub fn kill(&self) -> Result<(), CgroupError> {
-        self.cgroup.kill()
+        match self.cgroup.kill() {
+            Err(_) if !self.exists() => Ok(()),
+            killed => killed,
+        }
     }
 
     /// The host ids of the processes in it and below it.

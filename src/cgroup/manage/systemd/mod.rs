@@ -8,7 +8,7 @@
 //! creator ──clone──▶ anchor ──StartTransientUnit(anchor's pid)──▶ systemd: slice/prefix-name.scope
 //!    │ ◀──────────────── the scope's cgroup
 //!    ├──clone3 into it──▶ the container's process
-//!    └── hangs up ──────▶ the anchor ends
+//!    └── kills ─────────▶ the anchor, which also ends with its creator
 //! ```
 
 mod bus;
@@ -39,7 +39,7 @@ const BOOTED: &str = "/run/systemd/system";
 #[derive(Debug)]
 pub struct Anchor {
     pid: i32,
-    socket: Option<OwnedFd>,
+    socket: OwnedFd,
 }
 
 /// That systemd runs here.
@@ -68,26 +68,19 @@ pub fn start(unit: &Unit, limits: &[Property]) -> Result<(Arc<Anchor>, String), 
         why,
     };
     let (ours, theirs) = fdpass::pair().map_err(|e| failed(e.to_string()))?;
+    let creator = nix::unistd::getpid();
     match clone(&Clone::default()).map_err(|e| failed(e.to_string()))? {
         Forked::Child => {
             drop(ours);
-            hold(unit, limits, &theirs);
+            hold(unit, limits, &theirs, creator);
             process::leave(0)
         }
         Forked::Parent(pid) => {
             drop(theirs);
-            let anchor = Anchor {
-                pid,
-                socket: Some(ours),
-            };
-            match anchor.hear() {
-                Ok(path) => Ok((Arc::new(anchor), path)),
-                Err(why) => {
-                    // systemd takes the scope away with its last process.
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                    Err(failed(why))
-                }
-            }
+            // systemd takes the scope away with its last process.
+            let anchor = Anchor { pid, socket: ours };
+            let path = anchor.hear().map_err(failed)?;
+            Ok((Arc::new(anchor), path))
         }
     }
 }
@@ -112,31 +105,34 @@ fn failed(operation: &'static str, unit: &str) -> impl FnOnce(zbus::Error) -> Cg
 }
 
 /// What an anchor does. A first byte says whether the rest is the cgroup's path, or why there is none.
-fn hold(unit: &Unit, limits: &[Property], creator: &OwnedFd) {
+fn hold(unit: &Unit, limits: &[Property], creator: &OwnedFd, parent: Pid) {
+    // The socket does not tell: a process that waits for its start has a copy of the creator's end.
+    let dies = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL).is_ok();
+    // Asked after that: who has died before is not told of.
+    if !dies || nix::unistd::getppid() != parent {
+        return;
+    }
     let (first, text) = match bus::start(unit, std::process::id(), limits) {
         Ok(path) => (b'+', path),
         Err(error) => (b'-', error.to_string()),
     };
     let word = [&[first], text.as_bytes()].concat();
     if fdpass::send(creator.as_fd(), &word, &[], true).is_ok() && first == b'+' {
-        // It says nothing, and hangs up.
+        // It says nothing.
         let _ = fdpass::receive(creator.as_fd());
     }
 }
 
 impl Anchor {
     fn hear(&self) -> Result<String, String> {
-        let Some(socket) = &self.socket else {
-            return Err("nobody speaks with it".to_owned());
-        };
-        let mut polled = [PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
+        let mut polled = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
         let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
         match poll(&mut polled, patience) {
             Ok(0) => return Err(format!("it has not answered for {PATIENCE:?}")),
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(error) => return Err(error.to_string()),
         }
-        let said = fdpass::receive(socket.as_fd()).map_err(|e| e.to_string())?;
+        let said = fdpass::receive(self.socket.as_fd()).map_err(|e| e.to_string())?;
         let (said, _) = said.ok_or("who speaks with it has died")?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match said.split_first() {
@@ -149,7 +145,8 @@ impl Anchor {
 
 impl Drop for Anchor {
     fn drop(&mut self) {
-        self.socket = None;
+        // It is our child and not reaped, so the number is still its own.
+        let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL);
         let _ = waitpid(Pid::from_raw(self.pid), None);
     }
 }
