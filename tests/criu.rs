@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use godwit::checkpoint::{Standby, Subject};
 use godwit::criu::{
     Criu, CriuError, DumpRequest, Hidden, HideTable, Leave, NotHiding, Notify, RestoreRequest,
-    Session, Spawn, Verdict,
+    Server, Session, Spawn, Verdict,
 };
 use godwit::memory::{
     Complete, Decoder, DumpSink, HashTracker, MemoryError, PageServer, PageStore, Pool, RoundStats,
@@ -248,7 +248,7 @@ fn dump(
 ) -> Result<Dumped, CriuError> {
     let mut spawn = Spawn::default();
     let (server, theirs) = PageServer::pair(criu.version()).unwrap();
-    request.page_server = Some(spawn.pass(theirs));
+    request.page_server = Some(Server::Passed(spawn.pass(theirs)));
     let begin = Instant::now();
     thread::scope(|scope| {
         let serving = scope.spawn(move || {
@@ -445,7 +445,7 @@ fn a_page_lost_on_the_way_is_noticed_before_anything_is_restored() {
     request.leave = Leave::Running;
     let mut spawn = Spawn::default();
     let (server, theirs) = PageServer::pair(criu.version()).unwrap();
-    request.page_server = Some(spawn.pass(theirs));
+    request.page_server = Some(Server::Passed(spawn.pass(theirs)));
     thread::scope(|scope| {
         let serving = scope.spawn(|| {
             let mut decoder = Decoder::new().unwrap();
@@ -752,7 +752,7 @@ fn a_canceller_ends_a_dump_and_the_tasks_run_on() {
     let (server, theirs) = PageServer::pair(criu.version()).unwrap();
     let stopper = server.stopper().unwrap();
     let mut request = DumpRequest::new(workload.root, images.path());
-    request.page_server = Some(spawn.pass(theirs));
+    request.page_server = Some(Server::Passed(spawn.pass(theirs)));
     let session = Session::start(&criu, spawn).unwrap();
     let canceller = session.canceller().unwrap();
     let mut seen = BTreeMap::new();

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use godwit::criu::{Criu, DumpRequest, Notify, RestoreRequest, Session, Spawn, Verdict};
+use godwit::criu::{Criu, DumpRequest, Notify, RestoreRequest, Server, Session, Spawn, Verdict};
 use godwit::memory::fill::{FillPlan, FillState, Guard, fill_is_spent, fill_state, kill_container};
 use godwit::memory::{
     Decoder, DumpSink, PageServer, PageStore, Placed, Pool, Sender, SentPages, link_images,
@@ -345,7 +345,7 @@ fn dump(criu: &Criu, root: i32, images: &Path, store: &PageStore) {
     let mut request = DumpRequest::new(root, images);
     let mut spawn = Spawn::default();
     let (server, theirs) = PageServer::pair(criu.version()).unwrap();
-    request.page_server = Some(spawn.pass(theirs));
+    request.page_server = Some(Server::Passed(spawn.pass(theirs)));
     thread::scope(|scope| {
         let serving = scope.spawn(move || {
             let mut decoder = Decoder::new().unwrap();

@@ -41,7 +41,9 @@ const ARROWS: &[(&str, &[&str])] = &[
     // It speaks to no daemon, and knows no container of one.
     (
         "runtime",
-        &["model", "sys", "oci", "rootfs", "cgroup", "security"],
+        &[
+            "model", "sys", "oci", "rootfs", "cgroup", "security", "criu",
+        ],
     ),
     // Not criu, not container, not checkpoint: a migration moves values and bytes, and sees a container through
     // the traits of its file `movable`.

@@ -7,7 +7,7 @@ use super::conversation::Conversation;
 use super::precopy::SharedOut;
 use super::{CheckpointError, Precopy, Standby};
 use crate::cgroup::Cgroup;
-use crate::criu::{DumpRequest, Leave, Verdict};
+use crate::criu::{DumpRequest, Leave, Server, Verdict};
 use crate::memory::{
     DumpSink, Entry, MemoryError, PageServer, Pool, Residual, Sender, Sent, SentPages, Space,
 };
@@ -32,7 +32,7 @@ impl Subject {
     /// What is asked of CRIU.
     pub(super) fn request(&self, page_server: i32) -> DumpRequest {
         DumpRequest {
-            page_server: Some(page_server),
+            page_server: Some(Server::Passed(page_server)),
             freeze_cgroup: Some(self.cgroup.path().to_owned()),
             external: vec![format!("net[{}]:{NETNS_KEY}", self.netns_inode)],
             watched: self.watched.clone(),

@@ -4,10 +4,8 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use crate::criu::{Criu, HideTable, Session, SmapsTable, Spawn};
+use crate::criu::{Criu, HideTable, Session, SmapsTable, Spawn, may_read_limits};
 use crate::memory::PageServer;
-
-use caps::{CapSet, Capability};
 
 use super::conversation::Conversation;
 use super::{CheckpointError, Subject};
@@ -125,10 +123,4 @@ impl StandbyRestore {
     pub fn waits(&mut self) -> bool {
         self.session.waits()
     }
-}
-
-/// Whether the kernel tells this process the limits of other users' tasks. Where that cannot be found out it is
-/// taken for granted, as it is for root nearly everywhere.
-fn may_read_limits() -> bool {
-    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(true)
 }

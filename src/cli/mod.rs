@@ -113,6 +113,10 @@ enum Verb {
     Resume(oci::change::Resume),
     /// Change the limits of a container of a bundle.
     Update(Box<oci::change::Update>),
+    /// Write a running container of a bundle to images.
+    Checkpoint(Box<oci::checkpoint::Checkpoint>),
+    /// Make a container of the images that `checkpoint` has written.
+    Restore(Box<oci::checkpoint::Restore>),
     /// Print which features of the OCI specification there are.
     Features(oci::show::Features),
     /// Write a configuration to start from into a bundle.
@@ -186,6 +190,8 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<ExitCode, Failure> {
         | Verb::Pause(_)
         | Verb::Resume(_)
         | Verb::Update(_)
+        | Verb::Checkpoint(_)
+        | Verb::Restore(_)
         | Verb::Features(_)
         | Verb::Spec(_)
         | Verb::Daemon(_) => unreachable!("they have been done before"),

@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
-use super::rpc::{FeatureFlags, Kind};
+use super::rpc::{FeatureFlags, Kind, NetworkLock};
 use super::{CriuError, MappingFlags, NotHiding, NotSparing, Session, Spawn};
 use crate::model::CriuVersion;
 
@@ -123,6 +124,26 @@ impl Criu {
             mem_track: features.mem_track == Some(true),
             lazy_pages: features.lazy_pages == Some(true),
         })
+    }
+
+    /// How this CRIU can keep packets away from a network namespace, while it has its connections in hands: by nftables
+    /// where it was built with them and the kernel has them, else by the programs of iptables; none where it cannot.
+    pub fn network_lock(&self) -> Option<NetworkLock> {
+        let asked = Command::new(&self.program)
+            .args(["check", "--feature", "network_lock_nftables"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+        if asked.is_ok_and(|status| status.success()) {
+            return Some(NetworkLock::Nftables);
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let usual = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
+        let mut directories = std::env::split_paths(&path).chain(usual);
+        directories
+            .any(|directory| is_program(&directory.join("iptables-restore")))
+            .then_some(NetworkLock::Iptables)
     }
 
     /// Whether memory can be hidden from this CRIU on this kernel, as the last [self-test](Self::self_test) has

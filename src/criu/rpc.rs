@@ -5,9 +5,16 @@
 
 use prost::Message;
 
-/// `criu_page_server_info`: where CRIU's page server client finds its server.
+/// `criu_page_server_info`: where CRIU's page server client finds its server; or, of a dump with lazy pages, where
+/// CRIU serves them: of that only the port counts, as it listens on every address.
 #[derive(Clone, PartialEq, Message)]
 pub struct PageServerInfo {
+    /// An address to connect to.
+    #[prost(string, optional, tag = "1")]
+    pub address: Option<String>,
+    /// The port.
+    #[prost(int32, optional, tag = "2")]
+    pub port: Option<i32>,
     /// A file descriptor *of the CRIU process*: a connected stream socket.
     #[prost(int32, optional, tag = "4")]
     pub fd: Option<i32>,
@@ -22,6 +29,17 @@ pub struct InheritFd {
     /// Its number in the CRIU process.
     #[prost(int32, required, tag = "2")]
     pub fd: i32,
+}
+
+/// `join_namespace`: a namespace that is there and that restored tasks are to be in.
+#[derive(Clone, PartialEq, Message)]
+pub struct JoinNamespace {
+    /// Its kind, as `/proc/PID/ns` names it.
+    #[prost(string, required, tag = "1")]
+    pub ns: String,
+    /// Where it is.
+    #[prost(string, required, tag = "2")]
+    pub ns_file: String,
 }
 
 /// `criu_cg_mode`: what CRIU does about cgroups.
@@ -119,6 +137,12 @@ pub struct Options {
     /// Objects that belong to somebody else.
     #[prost(string, repeated, tag = "37")]
     pub external: Vec<String>,
+    /// Namespaces of which only the existence is kept, as clone flags: the network alone.
+    #[prost(uint32, optional, tag = "38")]
+    pub empty_ns: Option<u32>,
+    /// Namespaces that are joined by a restore.
+    #[prost(message, repeated, tag = "39")]
+    pub join_ns: Vec<JoinNamespace>,
     /// The cgroup whose freezer stops the tasks.
     #[prost(string, optional, tag = "44")]
     pub freeze_cgroup: Option<String>,
@@ -134,6 +158,18 @@ pub struct Options {
     /// Send the master end of terminals whose master is outside.
     #[prost(bool, optional, tag = "50")]
     pub orphan_pts_master: Option<bool>,
+    /// A file with options, which win over those of the request.
+    #[prost(string, optional, tag = "51")]
+    pub config_file: Option<String>,
+    /// Restore established connections as closed ones.
+    #[prost(bool, optional, tag = "52")]
+    pub tcp_close: Option<bool>,
+    /// The profile of the security module that the restored tasks get: `apparmor:NAME`, `selinux:LABEL`.
+    #[prost(string, optional, tag = "53")]
+    pub lsm_profile: Option<String>,
+    /// The SELinux context that mounts with a context get.
+    #[prost(string, optional, tag = "63")]
+    pub lsm_mount_context: Option<String>,
     /// How packets are kept away.
     #[prost(enumeration = "NetworkLock", optional, tag = "64")]
     pub network_lock: Option<i32>,

@@ -6,6 +6,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use caps::{CapSet, Capability};
+
 use super::preload::Asked;
 use super::{CriuError, HideTable, SmapsTable};
 use crate::sys::before_exec::{self, BeforeExec, before_exec};
@@ -23,6 +25,8 @@ pub struct Spawn {
     pub new_cgroup_namespace: bool,
     /// The network namespace CRIU runs in.
     pub network: Option<OwnedFd>,
+    /// The mount namespace CRIU runs in: where it finds the root of what it restores, and what is bound from outside.
+    pub mounts: Option<OwnedFd>,
     /// Where CRIU's own standard error goes; none: kept, and told when it fails.
     pub stderr: Option<File>,
     /// Whether CRIU is to learn the limits of tasks from `/proc` where the kernel tells them to nobody without
@@ -102,6 +106,7 @@ impl Spawn {
             cgroup: cgroup.map_err(failed("open its cgroup"))?,
             new_cgroup_namespace: self.new_cgroup_namespace,
             network: self.network,
+            mounts: self.mounts,
             new_session: false,
             pass,
         };
@@ -122,6 +127,13 @@ impl Spawn {
         }
         Ok(child)
     }
+}
+
+/// Whether the kernel tells this process the limits of other users' tasks; if not, see
+/// [`Spawn::limits_from_proc`]. Where that cannot be found out it is taken for granted, as it is for root nearly
+/// everywhere.
+pub fn may_read_limits() -> bool {
+    caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE).unwrap_or(true)
 }
 
 /// The file that moves whoever is written into it.

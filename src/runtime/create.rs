@@ -21,7 +21,7 @@ use super::state::{self, Id, Identity, Record, Status};
 use super::store::{self, Home, Root};
 use super::talk::{hear, say};
 use super::wire::{FromProcess, ToProcess};
-use super::{RuntimeError, check_hooks, console, delete, limits, run_hooks};
+use super::{RuntimeError, check_hooks, console, delete, limits, run_hooks, streams};
 use crate::cgroup::manage::{Driver, Group, Planned};
 use crate::rootfs::bundle;
 use crate::sys::{fdpass, pidfd};
@@ -89,12 +89,7 @@ pub(super) fn create_with(
         .map(birth::open)
         .transpose()?;
     let home = root.take(&request.id)?;
-    let mut undo = Undo {
-        root,
-        home: Some(home),
-        cgroup: None,
-        record: None,
-    };
+    let mut undo = Undo::new(root, home);
     let done = wish.carry_out(&mut undo, cgroup, birth, console, cgroup_namespace);
     if done.is_err() {
         undo.all();
@@ -103,19 +98,20 @@ pub(super) fn create_with(
 }
 
 /// A request and the configuration it is about, checked.
-struct Wish<'a> {
-    request: &'a Request,
+pub(super) struct Wish<'a> {
+    pub request: &'a Request,
     bundle: PathBuf,
     rootfs: PathBuf,
-    spec: Spec,
-    plan: Plan,
-    mounts: bundle::Plan,
+    pub spec: Spec,
+    pub plan: Plan,
+    pub mounts: bundle::Plan,
     memory_policy: Option<MemoryPolicy>,
     command: Command,
 }
 
 impl<'a> Wish<'a> {
-    fn of(request: &'a Request, console: bool) -> Result<Self, RuntimeError> {
+    /// Reads the configuration and checks it; `console`: whether somebody holds the terminal's master.
+    pub fn of(request: &'a Request, console: bool) -> Result<Self, RuntimeError> {
         let bundle =
             fs::canonicalize(&request.bundle).map_err(file("find the bundle", &request.bundle))?;
         let spec = read_config(&bundle)?;
@@ -148,7 +144,8 @@ impl<'a> Wish<'a> {
         })
     }
 
-    fn cgroup(&self) -> Result<Planned, RuntimeError> {
+    /// The cgroup that it will have.
+    pub fn cgroup(&self) -> Result<Planned, RuntimeError> {
         let driver = if self.request.systemd {
             Driver::Systemd
         } else {
@@ -165,6 +162,22 @@ impl<'a> Wish<'a> {
         )?)
     }
 
+    /// What is written about it.
+    pub fn record(&self, init: Identity, cgroup: PathBuf) -> Record {
+        Record {
+            id: self.request.id.clone(),
+            init,
+            ready: false,
+            rootfs: self.rootfs.clone(),
+            bundle: self.bundle.clone(),
+            created: store::now(),
+            cgroup,
+            systemd: self.request.systemd,
+            streams: streams::names(),
+            spec: self.spec.clone(),
+        }
+    }
+
     fn carry_out(
         self,
         undo: &mut Undo<'_>,
@@ -176,24 +189,15 @@ impl<'a> Wish<'a> {
         let group = cgroup.create()?;
         let directory = group.directory()?;
         let cgroup_path = group.path().to_owned();
-        undo.cgroup = Some(group);
+        undo.made(group);
         let home = undo.home()?;
         let start = fdpass::listen_at(&home.socket()).map_err(file("make", &home.socket()))?;
         let hooks = self.spec.hooks().clone();
-        let record = Record {
-            id: self.request.id.clone(),
-            init: Identity {
-                pid: 0,
-                start_time: 0,
-            },
-            ready: false,
-            rootfs: self.rootfs,
-            bundle: self.bundle,
-            created: store::now(),
-            cgroup: cgroup_path,
-            systemd: self.request.systemd,
-            spec: self.spec,
+        let nobody = Identity {
+            pid: 0,
+            start_time: 0,
         };
+        let record = self.record(nobody, cgroup_path);
         let process = self.command.process().clone();
         let sources = self.mounts.needs_parent().then(|| self.mounts.clone());
         let inside = Inside {
@@ -300,15 +304,45 @@ pub(super) fn connect(path: &Path) -> Result<UnixStream, RuntimeError> {
 }
 
 /// What is there of a container that is not finished.
-struct Undo<'a> {
+pub(super) struct Undo<'a> {
     root: &'a Root,
     home: Option<Home>,
     cgroup: Option<Group>,
     record: Option<Record>,
 }
 
-impl Undo<'_> {
-    fn home(&self) -> Result<&Home, RuntimeError> {
+impl<'a> Undo<'a> {
+    /// Nothing, in a home of its own.
+    pub fn new(root: &'a Root, home: Home) -> Self {
+        Self {
+            root,
+            home: Some(home),
+            cgroup: None,
+            record: None,
+        }
+    }
+
+    /// From now on there is a cgroup.
+    pub fn made(&mut self, cgroup: Group) {
+        self.cgroup = Some(cgroup);
+    }
+
+    /// From now on there is a record, of a container that is to be restored.
+    pub fn record(&mut self, record: Record) -> Result<(), RuntimeError> {
+        self.record = Some(record);
+        self.save()
+    }
+
+    /// It has been restored as this process.
+    pub fn restored(&mut self, init: Identity) -> Result<(), RuntimeError> {
+        if let Some(record) = &mut self.record {
+            record.init = init;
+        }
+        self.ready()
+    }
+
+    /// Its directory.
+    pub fn home(&self) -> Result<&Home, RuntimeError> {
         self.home.as_ref().ok_or_else(|| RuntimeError::Missing {
             id: String::new(),
             root: self.root.path().to_owned(),
@@ -335,7 +369,8 @@ impl Undo<'_> {
         self.save()
     }
 
-    fn state(&self, status: Status) -> Result<serde_json::Value, RuntimeError> {
+    /// Its state, as hooks are told it.
+    pub fn state(&self, status: Status) -> Result<serde_json::Value, RuntimeError> {
         let record = self.record.as_ref();
         Ok(record.map_or(serde_json::Value::Null, |record| {
             state::for_hooks(record, status)
@@ -343,14 +378,14 @@ impl Undo<'_> {
     }
 
     /// Everything is as it should be.
-    fn keep(&mut self) -> Result<Record, RuntimeError> {
+    pub fn keep(&mut self) -> Result<Record, RuntimeError> {
         self.record.clone().ok_or_else(|| RuntimeError::Child {
             why: "there is none".to_owned(),
         })
     }
 
     /// Takes everything away again; as much as can be.
-    fn all(&mut self) {
+    pub fn all(&mut self) {
         let complain = |result: Result<(), RuntimeError>| {
             if let Err(error) = result {
                 tracing::warn!("cannot undo: {}", in_one_line(&error));
@@ -358,9 +393,11 @@ impl Undo<'_> {
         };
         if let Some(record) = &self.record {
             let pid = record.init.pid;
-            // It is our child and not reaped, so the number is still its own.
-            let _ = pidfd::open(pid).and_then(|p| pidfd::signal(p.as_fd(), libc::SIGKILL));
-            let _ = waitpid(Pid::from_raw(pid), None);
+            // None yet is 0, which would mean others. It is our child and not reaped, so the number is its own.
+            if pid > 0 {
+                let _ = pidfd::open(pid).and_then(|p| pidfd::signal(p.as_fd(), libc::SIGKILL));
+                let _ = waitpid(Pid::from_raw(pid), None);
+            }
         }
         if let Some(group) = self.cgroup.take() {
             complain(

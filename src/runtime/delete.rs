@@ -43,7 +43,7 @@ pub fn delete(root: &Root, id: &Id, force: bool) -> Result<(), RuntimeError> {
 }
 
 /// Ends what is left of the container's processes, and removes its cgroup.
-fn end(record: &Record) -> Result<(), RuntimeError> {
+pub(super) fn end(record: &Record) -> Result<(), RuntimeError> {
     let held = pidfd::open(record.init.pid).ok();
     // Not there any more is what is wanted.
     let _ = kill::send(record.init, libc::SIGKILL);

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::hooks::HookError;
 use super::state::Status;
 use crate::cgroup::CgroupError;
+use crate::criu::CriuError;
 use crate::rootfs::bundle::RootfsError;
 use crate::security::SecurityError;
 
@@ -108,6 +109,22 @@ pub enum RuntimeError {
         /// Its words.
         why: String,
     },
+    /// CRIU could not write a container's images, or make a container of images.
+    #[error("cannot {verb} container {id} (CRIU's log: {})", log.display())]
+    Checkpoint {
+        /// What was asked.
+        verb: &'static str,
+        /// The container.
+        id: String,
+        /// Where CRIU says more.
+        log: PathBuf,
+        /// What it said.
+        #[source]
+        source: CriuError,
+    },
+    /// CRIU, before it has done anything.
+    #[error(transparent)]
+    Criu(#[from] CriuError),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),

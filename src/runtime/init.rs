@@ -24,7 +24,7 @@ use super::talk::{say, say_failed, tell_listener, wait_for_go};
 use super::wire::FromProcess;
 use super::{console, run_hooks};
 use crate::rootfs::bundle;
-use crate::sys::{fdpass, namespace, process};
+use crate::sys::{fdpass, namespace, netns, process};
 
 /// Everything the process needs; it was all made before the process was.
 #[derive(Debug)]
@@ -83,6 +83,9 @@ impl Inside {
         nix::unistd::setsid().map_err(|e| format!("start a session: {}", lower(e)))?;
         self.enter_cgroup_namespace()?;
         self.name()?;
+        if self.namespaces.is_new(LinuxNamespaceType::Network) {
+            netns::raise_loopback().map_err(|e| format!("raise the loopback device: {e}"))?;
+        }
         if self.new_keyring {
             keyring(self.record.id.as_str())?;
         }

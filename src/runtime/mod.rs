@@ -15,12 +15,15 @@
 //!
 //! godwit start ───connects──▶ the process ──exec──▶ the command
 //! godwit state, kill, exec, ps, pause, …: read the record, and ask the kernel
+//! godwit checkpoint ──CRIU──▶ images, and the container goes on or is deleted
+//! godwit restore ──CRIU──▶ the process, in a cgroup and with a record as `create` makes them
 //! godwit delete ──▶ kills what is left, removes the cgroup, runs poststop hooks, removes ROOT/ID
 //! ```
 
 mod affinity;
 mod agent;
 mod birth;
+mod checkpoint;
 mod command;
 mod console;
 mod create;
@@ -30,20 +33,25 @@ mod exec;
 mod features;
 mod foreground;
 mod hooks;
+mod images;
 mod init;
 mod kill;
 mod limits;
 pub mod manage;
 mod memory_policy;
 pub mod plan;
+mod restore;
 mod run;
 mod seal;
 mod start;
 pub mod state;
 mod store;
+mod streams;
 mod talk;
 pub mod wire;
 
+pub use crate::criu::Allowed;
+pub use checkpoint::{CheckpointRequest, checkpoint};
 pub use command::add_capabilities;
 pub use create::{Request, create, read_config};
 pub use delete::delete;
@@ -51,6 +59,7 @@ pub use error::{RuntimeError, in_one_line};
 pub use exec::{ExecRequest, exec, read_process, template};
 pub use features::{features, write_spec};
 pub use kill::{kill, signal};
+pub use restore::{RestoreRequest, restore};
 pub use run::{Ended, run, run_in};
 pub use seal::seal;
 pub use start::start;

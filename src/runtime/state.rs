@@ -119,6 +119,9 @@ pub struct Record {
     pub cgroup: PathBuf,
     /// Whether that is systemd's scope.
     pub systemd: bool,
+    /// What its standard streams are called in a checkpoint.
+    #[serde(default)]
+    pub streams: Vec<String>,
     /// The configuration it was created from.
     pub spec: Spec,
 }

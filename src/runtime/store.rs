@@ -136,6 +136,7 @@ impl Root {
 const RECORD: &str = "state.json";
 const SOCKET: &str = "start.sock";
 const LOCK: &str = "lock";
+const STAGE: &str = "root";
 
 /// The directory of one container, locked until this value is dropped.
 #[derive(Debug)]
@@ -172,6 +173,11 @@ impl Home {
     /// Where the process waits for its start.
     pub fn socket(&self) -> PathBuf {
         self.path.join(SOCKET)
+    }
+
+    /// Where a restore has the root of its container, in a mount namespace of its own; on the host it is empty.
+    pub fn stage(&self) -> PathBuf {
+        self.path.join(STAGE)
     }
 
     /// Writes the record.

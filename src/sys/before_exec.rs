@@ -22,6 +22,8 @@ pub struct BeforeExec {
     pub new_cgroup_namespace: bool,
     /// The network namespace to enter.
     pub network: Option<OwnedFd>,
+    /// The mount namespace to enter; what is executed is found there.
+    pub mounts: Option<OwnedFd>,
     /// Whether it becomes the leader of a session of its own.
     pub new_session: bool,
     /// File descriptors that stay open across exec, under the numbers they have here.
@@ -40,6 +42,9 @@ pub fn before_exec(command: &mut Command, steps: BeforeExec) {
         }
         if let Some(network) = &steps.network {
             setns(network, CloneFlags::CLONE_NEWNET)?;
+        }
+        if let Some(mounts) = &steps.mounts {
+            setns(mounts, CloneFlags::CLONE_NEWNS)?;
         }
         if steps.new_session {
             setsid()?;

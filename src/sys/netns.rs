@@ -10,6 +10,7 @@ use std::thread;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
 /// Where a thread finds the namespace it is in itself, which need not be the one of its process.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -112,6 +113,28 @@ pub fn set_parameter(key: &str, value: &str) -> io::Result<bool> {
     }
 }
 
+/// Brings the loopback device of the calling thread's namespace up, with its addresses; new namespaces have it down.
+pub fn raise_loopback() -> io::Result<()> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    // SAFETY: a structure of plain numbers, for which all zeros is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request reads one `ifreq`, which is alive and whose name ends with a zero.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn on_own_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new().name("netns".to_owned());
@@ -165,6 +188,25 @@ mod test {
             assert_eq!(inode(Path::new(OWN)), home);
             unpin(&pin).unwrap();
             assert!(!pin.exists());
+        });
+    }
+
+    #[test]
+    fn a_new_namespace_has_a_loopback_device_that_can_be_raised() {
+        as_root("netns loopback", |dir| {
+            let pin = dir.join("pin");
+            pin_new(&pin).unwrap();
+            let raised = NetNs::open(&pin).unwrap().run(|| {
+                let bind = || std::net::TcpListener::bind("127.0.0.1:0");
+                let talk = |listener: std::net::TcpListener| {
+                    std::net::TcpStream::connect(listener.local_addr().unwrap())
+                };
+                assert!(bind().and_then(talk).is_err(), "it was up");
+                raise_loopback().unwrap();
+                bind().and_then(talk).is_ok()
+            });
+            assert!(raised.unwrap());
+            unpin(&pin).unwrap();
         });
     }
 

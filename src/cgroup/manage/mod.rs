@@ -181,6 +181,21 @@ impl Group {
         Ok(found)
     }
 
+    /// A cgroup below it that has processes, if there is one.
+    pub fn occupied_below(&self) -> Result<Option<PathBuf>, CgroupError> {
+        let mut own = Vec::new();
+        for entry in fs::read_dir(self.path()).map_err(failed("list", self.path()))? {
+            let path = entry.map_err(failed("list", self.path()))?.path();
+            if path.is_dir() {
+                processes_below(&path, &mut own)?;
+                if !own.is_empty() {
+                    return Ok(Some(path));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// What it has used.
     pub fn stats(&self) -> Stats {
         Stats::of(self.path())

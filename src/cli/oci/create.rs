@@ -64,10 +64,7 @@ impl Bundle {
         runtime::seal()?;
         let request = self.request(place)?;
         if !options.detach && !options.no_subreaper {
-            nix::sys::prctl::set_child_subreaper(true).map_err(|errno| RuntimeError::System {
-                operation: "reap for the container",
-                source: errno.into(),
-            })?;
+            reap()?;
         }
         runtime::run(&place.root, &request, options.detach, options.keep)
     }
@@ -89,4 +86,12 @@ impl Bundle {
             systemd: place.systemd,
         })
     }
+}
+
+/// From now on processes of the container that lose their parent are ours.
+pub fn reap() -> Result<(), RuntimeError> {
+    nix::sys::prctl::set_child_subreaper(true).map_err(|errno| RuntimeError::System {
+        operation: "reap for the container",
+        source: errno.into(),
+    })
 }

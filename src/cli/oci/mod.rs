@@ -4,6 +4,7 @@
 //! **Invariant:** they run before any thread exists, for they fork.
 
 pub mod change;
+pub mod checkpoint;
 pub mod create;
 pub mod exec;
 pub mod list;
@@ -39,6 +40,9 @@ pub struct Globals {
     /// Let systemd make the cgroups; cgroupsPath is then "slice:prefix:name".
     #[arg(long)]
     systemd_cgroup: bool,
+    /// The CRIU for `checkpoint` and `restore`: the host's, if not given.
+    #[arg(long, value_name = "PROGRAM")]
+    criu: Option<PathBuf>,
 }
 
 /// How a log is written.
@@ -58,6 +62,8 @@ pub struct Place {
     pub systemd: bool,
     /// How to print.
     pub format: Format,
+    /// Which CRIU is used, if not the host's.
+    pub criu: Option<PathBuf>,
 }
 
 /// Does the verb if it is about containers of bundles; gives the command line back if the daemon is to do it.
@@ -80,6 +86,7 @@ pub fn take(cli: Cli) -> Result<ExitCode, Box<Cli>> {
         root,
         systemd: cli.globals.systemd_cgroup,
         format: cli.format,
+        criu: cli.globals.criu,
     };
     let code = match &cli.verb {
         Verb::Exec(_) => 255,
@@ -102,6 +109,8 @@ fn is_ours(verb: &Verb, root: &Root, alone: bool) -> bool {
         | Verb::Pause(_)
         | Verb::Resume(_)
         | Verb::Update(_)
+        | Verb::Checkpoint(_)
+        | Verb::Restore(_)
         | Verb::Features(_)
         | Verb::Spec(_) => true,
         Verb::Create(verb) => verb.is_of_a_bundle(),
@@ -137,6 +146,8 @@ fn act(verb: Verb, place: &Place) -> Result<Ended, RuntimeError> {
         Verb::Pause(verb) => runtime::manage::pause(root, &verb.id).map(done),
         Verb::Resume(verb) => runtime::manage::resume(root, &verb.id).map(done),
         Verb::Update(verb) => verb.carry_out(place),
+        Verb::Checkpoint(verb) => verb.carry_out(place),
+        Verb::Restore(verb) => verb.carry_out(place),
         Verb::Events(verb) => verb.of.watch(place),
         Verb::Features(verb) => verb.show(),
         Verb::Spec(verb) => verb.write(),
