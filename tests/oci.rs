@@ -15,6 +15,9 @@ use std::time::{Duration, Instant};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
 use serde_json::{Value, json};
 
+#[path = "oci/checkpoint.rs"]
+mod checkpoint;
+
 const WAIT: Duration = Duration::from_secs(20);
 
 /// A directory with a root for states and a root file system; everything is checked to be gone in the end.
@@ -115,6 +118,7 @@ impl World {
             .args(["run", "--detach", "--bundle", bundle.to_str().unwrap(), id])
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
             .status();
         assert!(status.unwrap().success());
         self.pid(id)
@@ -127,6 +131,7 @@ impl World {
             .args(["create", "--bundle", bundle.to_str().unwrap(), id])
             .stdin(std::process::Stdio::null())
             .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
             .status();
         assert!(status.unwrap().success());
     }
@@ -169,6 +174,25 @@ impl World {
 
 fn namespace(pid: i32, kind: &str) -> PathBuf {
     fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap()
+}
+
+/// The descriptor that the next one to connect sends.
+fn descriptor_of(listener: &UnixListener) -> OwnedFd {
+    let (connection, _) = listener.accept().unwrap();
+    let mut bytes = [0; 64];
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let mut space = nix::cmsg_space!([i32; 1]);
+    let flags = MsgFlags::empty();
+    let message =
+        recvmsg::<()>(connection.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
+    let Some(ControlMessageOwned::ScmRights(numbers)) = message.cmsgs().unwrap().next() else {
+        panic!("no descriptor came");
+    };
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    #[allow(unsafe_code)]
+    unsafe {
+        OwnedFd::from_raw_fd(numbers[0])
+    }
 }
 
 #[test]
@@ -374,19 +398,7 @@ fn a_terminal_goes_to_the_console_socket() {
     assert!(without.contains("console socket"), "{without}");
     let (bundle, socket) = (bundle.to_str().unwrap(), socket.to_str().unwrap());
     world.done(&["create", "--bundle", bundle, "--console-socket", socket, id]);
-    let (connection, _) = listener.accept().unwrap();
-    let mut bytes = [0; 64];
-    let mut parts = [IoSliceMut::new(&mut bytes)];
-    let mut space = nix::cmsg_space!([i32; 1]);
-    let flags = MsgFlags::empty();
-    let message =
-        recvmsg::<()>(connection.as_raw_fd(), &mut parts, Some(&mut space), flags).unwrap();
-    let Some(ControlMessageOwned::ScmRights(numbers)) = message.cmsgs().unwrap().next() else {
-        panic!("no descriptor came");
-    };
-    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
-    #[allow(unsafe_code)]
-    let mut master = File::from(unsafe { OwnedFd::from_raw_fd(numbers[0]) });
+    let mut master = File::from(descriptor_of(&listener));
     world.done(&["start", id]);
     let mut text = [0; 64];
     let length = master.read(&mut text).unwrap();

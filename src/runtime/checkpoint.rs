@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, umask};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::create::facts;
@@ -121,6 +122,7 @@ fn check_status(id: &Id, status: Status) -> Result<(), RuntimeError> {
 fn check(record: &Record) -> Result<Namespaces, RuntimeError> {
     let namespaces = Plan::of(&record.spec, facts())?.namespaces;
     check_spec(&record.spec, &namespaces)?;
+    streams::check(record.init.pid, &record.streams)?;
     let below = manage::group(record).occupied_below()?;
     if let Some(cgroup) = below {
         let why = format!(
@@ -145,6 +147,12 @@ pub(super) fn check_spec(spec: &Spec, namespaces: &Namespaces) -> Result<(), Run
             );
             return Err(refused("linux.namespaces", why));
         }
+    }
+    let mapped = namespaces.is_new(LinuxNamespaceType::User);
+    if mapped && namespaces.is_new(LinuxNamespaceType::Time) {
+        let why = "CRIU cannot dump a time namespace beside a user namespace to which it does not belong; leave \
+                   {\"type\": \"time\"} out";
+        return Err(refused("linux.namespaces", why));
     }
     let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
     if profile.is_some_and(|profile| profile.listener_path().is_some()) {
@@ -245,6 +253,8 @@ fn dump(
     mut status_fd: Option<File>,
 ) -> Result<(), RuntimeError> {
     let asked = dump_request(request, record, namespaces, criu)?;
+    // The root of a user namespace reads them, too. Their directory is the owner's alone.
+    umask(Mode::from_bits_truncate(0o022));
     if !request.pre_dump {
         let path = filling.path().join(streams::FILE);
         let names = serde_json::to_vec(&record.streams).unwrap_or_default();
@@ -291,7 +301,7 @@ pub(super) fn failed(
         verb,
         id: id.to_string(),
         log: work.unwrap_or(images).join(log),
-        source,
+        source: Box::new(source),
     }
 }
 
@@ -373,7 +383,7 @@ fn external(record: &Record, namespaces: &Namespaces) -> Result<Vec<String>, Run
         external.push(format!("{name}[{inode}]:{key}"));
     }
     let plan = bundle::Plan::of(&record.spec, &record.bundle, bundle::Options::default())?;
-    for bound in plan.outside()? {
+    for bound in plan.outside(&record.cgroup)? {
         let place = bound.place.display();
         external.push(format!("mnt[{place}]:{place}"));
     }
@@ -403,7 +413,7 @@ fn container_root(record: &Record) -> Result<OwnedFd, RuntimeError> {
     let root = nix::fcntl::open(
         &path,
         OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
+        Mode::empty(),
     );
     root.map_err(|errno| system("hold the container's root")(errno.into()))
 }

@@ -186,22 +186,15 @@ impl<'a> Wish<'a> {
         console: Option<OwnedFd>,
         cgroup_namespace: Option<OwnedFd>,
     ) -> Result<Record, RuntimeError> {
-        let group = cgroup.create()?;
+        let group = undo.make(&self, cgroup)?;
         let directory = group.directory()?;
-        let cgroup_path = group.path().to_owned();
-        undo.made(group);
         let home = undo.home()?;
         let start = fdpass::listen_at(&home.socket()).map_err(file("make", &home.socket()))?;
         let hooks = self.spec.hooks().clone();
-        let nobody = Identity {
-            pid: 0,
-            start_time: 0,
-        };
-        let record = self.record(nobody, cgroup_path);
         let process = self.command.process().clone();
         let sources = self.mounts.needs_parent().then(|| self.mounts.clone());
         let inside = Inside {
-            record: record.clone(),
+            record: undo.record()?.clone(),
             namespaces: self.plan.namespaces.clone(),
             cgroup_namespace,
             mounts: self.mounts,
@@ -222,7 +215,7 @@ impl<'a> Wish<'a> {
                 }
             })
             .map_err(birth::failed)?;
-        undo.born(pid, record);
+        undo.born(pid);
         let Some((_, ours, _)) = parts.take() else {
             unreachable!("only the other copy has taken it")
         };
@@ -309,6 +302,7 @@ pub(super) struct Undo<'a> {
     home: Option<Home>,
     cgroup: Option<Group>,
     record: Option<Record>,
+    begun: bool,
 }
 
 impl<'a> Undo<'a> {
@@ -319,18 +313,22 @@ impl<'a> Undo<'a> {
             home: Some(home),
             cgroup: None,
             record: None,
+            begun: false,
         }
     }
 
-    /// From now on there is a cgroup.
-    pub fn made(&mut self, cgroup: Group) {
-        self.cgroup = Some(cgroup);
-    }
-
-    /// From now on there is a record, of a container that is to be restored.
-    pub fn record(&mut self, record: Record) -> Result<(), RuntimeError> {
-        self.record = Some(record);
-        self.save()
+    /// Makes the cgroup. Before, there is a record, so that `delete` knows of the cgroup, whoever is killed when.
+    pub fn make(&mut self, wish: &Wish<'_>, cgroup: Planned) -> Result<Group, RuntimeError> {
+        cgroup.check_free()?;
+        let nobody = Identity {
+            pid: 0,
+            start_time: 0,
+        };
+        self.record = Some(wish.record(nobody, cgroup.path()));
+        self.save()?;
+        let group = cgroup.create()?;
+        self.cgroup = Some(group.clone());
+        Ok(group)
     }
 
     /// It has been restored as this process.
@@ -349,10 +347,24 @@ impl<'a> Undo<'a> {
         })
     }
 
+    /// What is written about it.
+    fn record(&self) -> Result<&Record, RuntimeError> {
+        self.record.as_ref().ok_or_else(|| RuntimeError::Child {
+            why: "there is none".to_owned(),
+        })
+    }
+
     /// From now on there is a process.
-    fn born(&mut self, pid: i32, record: Record) {
-        let init = store::identity(pid).unwrap_or(Identity { pid, start_time: 0 });
-        self.record = Some(Record { init, ..record });
+    fn born(&mut self, pid: i32) {
+        if let Some(record) = &mut self.record {
+            record.init = store::identity(pid).unwrap_or(Identity { pid, start_time: 0 });
+        }
+        self.begun();
+    }
+
+    /// From now on hooks are run, and so in the end those of the kind poststop.
+    pub fn begun(&mut self) {
+        self.begun = true;
     }
 
     fn save(&self) -> Result<(), RuntimeError> {
@@ -379,9 +391,7 @@ impl<'a> Undo<'a> {
 
     /// Everything is as it should be.
     pub fn keep(&mut self) -> Result<Record, RuntimeError> {
-        self.record.clone().ok_or_else(|| RuntimeError::Child {
-            why: "there is none".to_owned(),
-        })
+        self.record().cloned()
     }
 
     /// Takes everything away again; as much as can be.
@@ -407,7 +417,7 @@ impl<'a> Undo<'a> {
                     .map_err(Into::into),
             );
         }
-        if let Some(record) = &self.record {
+        if let Some(record) = self.record.as_ref().filter(|_| self.begun) {
             delete::poststop(record);
         }
         if let Some(home) = self.home.take() {

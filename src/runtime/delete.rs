@@ -52,9 +52,7 @@ pub(super) fn end(record: &Record) -> Result<(), RuntimeError> {
         let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut ended, patience);
     }
-    let group = manage::group(record);
-    group.kill()?;
-    Ok(group.remove()?)
+    Ok(manage::group(record).remove()?)
 }
 
 /// Runs the poststop hooks. The container has gone whatever they say, so their failures are told and change nothing.

@@ -120,11 +120,11 @@ pub enum RuntimeError {
         log: PathBuf,
         /// What it said.
         #[source]
-        source: CriuError,
+        source: Box<CriuError>,
     },
     /// CRIU, before it has done anything.
     #[error(transparent)]
-    Criu(#[from] CriuError),
+    Criu(Box<CriuError>),
     /// A hook.
     #[error(transparent)]
     Hook(#[from] HookError),
@@ -137,6 +137,12 @@ pub enum RuntimeError {
     /// Capabilities or system call filters.
     #[error(transparent)]
     Security(#[from] SecurityError),
+}
+
+impl From<CriuError> for RuntimeError {
+    fn from(error: CriuError) -> Self {
+        Self::Criu(Box::new(error))
+    }
 }
 
 /// A refusal of a field of the configuration.

@@ -8,8 +8,8 @@
 //! the loopback device. Hooks are run as other runtimes run them: `prestart` and `createRuntime`, when the namespaces
 //! are there.
 
-use std::fs::DirBuilder;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::{self, DirBuilder};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -20,12 +20,12 @@ use super::create::{self, Request, Undo, Wish};
 use super::error::{file, system};
 use super::foreground::Attention;
 use super::run::Ended;
-use super::state::{Identity, Record, Status};
+use super::state::{Record, Status};
 use super::store::{self, Root};
 use super::{RuntimeError, birth, images, plan, run_hooks, streams};
 use crate::cgroup::manage::Planned;
 use crate::criu::{Allowed, Criu, Notify, RestoreRequest as Asked, Session, Spawn, Verdict};
-use crate::rootfs::bundle::COVER;
+use crate::rootfs::bundle::{self, COVER};
 use crate::sys::fdpass;
 use crate::sys::netns::{self, NetNs};
 
@@ -120,37 +120,39 @@ fn carry_out(
     cgroup: Planned,
     criu: &Criu,
 ) -> Result<(Record, Option<OwnedFd>), RuntimeError> {
-    let group = cgroup.create()?;
-    let cgroup = group.path().to_owned();
-    undo.made(group);
-    let nobody = Identity {
-        pid: 0,
-        start_time: 0,
-    };
-    // From now on `delete` knows what there is, whoever is killed when.
-    undo.record(wish.record(nobody, cgroup.clone()))?;
-    let stage = undo.home()?.stage();
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&stage)
-        .map_err(file("make", &stage))?;
+    let cgroup = undo.make(wish, cgroup)?.path().to_owned();
+    let [root, seen] = undo.home()?.stage();
+    for place in [&root, &seen] {
+        let made = DirBuilder::new().mode(0o700).create(place);
+        made.map_err(file("make", place))?;
+    }
+    let mapped = wish.plan.namespaces.is_new(LinuxNamespaceType::User);
+    let stage = wish.mounts.stage(bundle::Places {
+        root: &root,
+        images: mapped.then_some((&seen, &request.images)),
+    })?;
     let names = streams::read(&request.images)?;
     let mut spawn = Spawn {
-        cgroup: Some(cgroup),
+        cgroup: Some(cgroup.clone()),
         new_cgroup_namespace: wish.plan.namespaces.is_new(LinuxNamespaceType::Cgroup),
-        mounts: Some(wish.mounts.stage(&stage)?),
+        mounts: Some(stage.mounts),
         spare_tar: true,
         ..Spawn::default()
     };
-    let mut asked = ask(request, wish, &stage)?;
+    let mut asked = ask(request, wish, &root, &cgroup)?;
+    if let Some(images) = &stage.images {
+        asked.images = format!("/proc/self/fd/{}", images.as_raw_fd()).into();
+    }
     asked.inherit = streams::inherit(&mut spawn, &names, host_user(wish))?;
     inherit_namespaces(wish, &mut spawn, &mut asked)?;
     if let Some(work) = &request.work {
         images::make(work)?;
     }
     let restored = converse(request, wish, undo, (criu, spawn), &asked);
-    // Nothing is mounted there that anybody else could see.
-    std::fs::remove_dir(&stage).map_err(file("remove", &stage))?;
+    for place in [&root, &seen] {
+        // Nothing is mounted there that anybody else could see.
+        fs::remove_dir(place).map_err(file("remove", place))?;
+    }
     let master = restored?;
     let record = undo.keep()?;
     create::tell_pid(&request.create, record.init.pid)?;
@@ -168,8 +170,13 @@ fn host_user(wish: &Wish<'_>) -> Option<u32> {
     plan::host_id(maps, user)
 }
 
-fn ask(request: &RestoreRequest, wish: &Wish<'_>, stage: &Path) -> Result<Asked, RuntimeError> {
-    let outside = wish.mounts.outside()?;
+fn ask(
+    request: &RestoreRequest,
+    wish: &Wish<'_>,
+    root: &Path,
+    cgroup: &Path,
+) -> Result<Asked, RuntimeError> {
+    let outside = wish.mounts.outside(cgroup)?;
     let bound = outside
         .iter()
         .map(|bound| format!("mnt[{}]:{}", bound.place.display(), bound.source.display()));
@@ -177,9 +184,9 @@ fn ask(request: &RestoreRequest, wish: &Wish<'_>, stage: &Path) -> Result<Asked,
     let namespaces = &wish.plan.namespaces;
     let joined = namespaces.joined.iter();
     Ok(Asked {
-        work: request.work.clone(),
+        work: Some(request.work.clone().unwrap_or(request.images.clone())),
         log_level: checkpoint::LOG_LEVEL,
-        root: Some(stage.to_owned()),
+        root: Some(root.to_owned()),
         external: bound
             .chain(covers.then(|| format!("mnt[{COVER}]:{COVER}")))
             .collect(),
@@ -226,7 +233,14 @@ fn converse(
     let id = &request.create.id;
     let failed = |source| {
         let work = request.work.as_deref();
-        checkpoint::failed("restore", id, work, &asked.images, &asked.log_file, source)
+        checkpoint::failed(
+            "restore",
+            id,
+            work,
+            &request.images,
+            &asked.log_file,
+            source,
+        )
     };
     let session = Session::start(criu, spawn).map_err(failed)?;
     let mut way = Way {
@@ -278,6 +292,7 @@ impl Way<'_, '_> {
         match step {
             Notify::SetupNamespaces { pid } => {
                 self.pid = Some(pid);
+                self.undo.begun();
                 self.run_hooks(pid)
             }
             Notify::PostSetupNamespaces => self.raise_loopback(),

@@ -136,7 +136,7 @@ impl Root {
 const RECORD: &str = "state.json";
 const SOCKET: &str = "start.sock";
 const LOCK: &str = "lock";
-const STAGE: &str = "root";
+const STAGE: [&str; 2] = ["root", "images"];
 
 /// The directory of one container, locked until this value is dropped.
 #[derive(Debug)]
@@ -175,9 +175,10 @@ impl Home {
         self.path.join(SOCKET)
     }
 
-    /// Where a restore has the root of its container, in a mount namespace of its own; on the host it is empty.
-    pub fn stage(&self) -> PathBuf {
-        self.path.join(STAGE)
+    /// Where a restore has the root of its container and its images, in a mount namespace of its own; on the host
+    /// they are empty directories.
+    pub fn stage(&self) -> [PathBuf; 2] {
+        STAGE.map(|name| self.path.join(name))
     }
 
     /// Writes the record.

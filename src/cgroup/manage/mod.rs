@@ -318,6 +318,12 @@ impl Planned {
         place::directory(&self.root, &self.names)
     }
 
+    /// Refuses one that exists already and has somebody in it.
+    pub fn check_free(&self) -> Result<(), CgroupError> {
+        let group = Group::at(self.path(), Driver::CgroupFs);
+        group.exists().then(|| group.check_free()).unwrap_or(Ok(()))
+    }
+
     /// Makes it. One that exists already will do if nobody is in it.
     pub fn create(self) -> Result<Group, CgroupError> {
         let mut made = Vec::new();
@@ -391,8 +397,13 @@ impl Planned {
 impl Group {
     /// Makes one that was there before ready for a container: nobody is in it, and it is not frozen.
     fn take_over(&self) -> Result<(), CgroupError> {
+        self.check_free()?;
+        self.thaw()
+    }
+
+    fn check_free(&self) -> Result<(), CgroupError> {
         match self.processes()?.len() {
-            0 => self.thaw(),
+            0 => Ok(()),
             count => Err(CgroupError::Occupied {
                 path: self.path().to_owned(),
                 count,

@@ -47,7 +47,7 @@ use oci_spec::runtime::Spec;
 use crate::sys::mount::{Change, change_mount};
 pub use console::Console;
 pub use option::known_options;
-pub use outside::{COVER, Outside};
+pub use outside::{COVER, Outside, Places, Stage};
 use plan::Kind;
 pub use plan::{Options, Plan};
 pub use source::Sources;

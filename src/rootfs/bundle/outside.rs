@@ -10,13 +10,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::unistd::fchdir;
 
 use super::place::{self, Links, Make};
 use super::plan::{Kind, Plan, Planned};
 use super::{RootfsError, path_error, root_error};
-use crate::sys::mount::{Change, attach, change_mount, clone_at};
+use crate::sys::mount::{Change, Filesystem, attach, change_mount, clone_at};
 use crate::sys::namespace;
 
 /// Something of a container's tree that is bound from the host.
@@ -28,18 +29,43 @@ pub struct Outside {
     pub source: PathBuf,
 }
 
+/// Where a restore happens: a mount namespace that ends with its last user, so that nothing is left whoever is killed
+/// when.
+#[derive(Debug)]
+pub struct Stage {
+    /// The namespace.
+    pub mounts: OwnedFd,
+    /// The directory of the images, where that is another than the one that was given.
+    pub images: Option<OwnedFd>,
+}
+
+/// The places of a stage, directories of the host that are empty and stay so.
+#[derive(Debug, Clone, Copy)]
+pub struct Places<'a> {
+    /// For the root.
+    pub root: &'a Path,
+    /// For the images, and where they are. Inside a user namespace CRIU reads them first as nobody and then as the
+    /// namespace's root, so that it needs a directory which everybody may enter.
+    pub images: Option<(&'a Path, &'a Path)>,
+}
+
 /// What files are covered with.
 pub const COVER: &str = "/dev/null";
 
 impl Plan {
-    /// Everything that is bound from the host, covers apart.
-    pub fn outside(&self) -> Result<Vec<Outside>, RootfsError> {
+    /// Everything that is bound from the host, covers apart, for a container whose cgroup is the directory `cgroup`.
+    ///
+    /// With a user namespace the view of the cgroups is, too: CRIU would mount it anew from a cgroup namespace that
+    /// does not belong to that user namespace, which the kernel refuses.
+    pub fn outside(&self, cgroup: &Path) -> Result<Vec<Outside>, RootfsError> {
         let root = place::hold(&self.root).map_err(root_error("open", &self.root))?;
+        let own_view = self.user_namespace && self.cgroup_namespace;
         let binds = self.mounts.iter().filter_map(|mount| match &mount.kind {
-            Kind::Bind { source, id_map } => Some((mount, source, id_map.is_some())),
+            Kind::Bind { source, id_map } => Some((mount, source.as_path(), id_map.is_some())),
+            Kind::Cgroup if own_view => Some((mount, cgroup, false)),
             _ => None,
         });
-        let bind = |(mount, source, mapped): (&Planned, &PathBuf, bool)| {
+        let bind = |(mount, source, mapped): (&Planned, &Path, bool)| {
             if mapped {
                 return Err(RootfsError::Refused {
                     field: format!("mounts[{}]", mount.index),
@@ -52,7 +78,7 @@ impl Plan {
             let found = resolved(root.as_fd(), &mount.destination);
             Ok(Outside {
                 place: found.map_err(mount.failed("find the place of"))?,
-                source: source.clone(),
+                source: source.to_owned(),
             })
         };
         let devices = self.bound_devices().map(|device| {
@@ -86,12 +112,11 @@ impl Plan {
         !self.masked.is_empty()
     }
 
-    /// A mount namespace, as the caller's but for the root, which is mounted at the directory `at` there, as CRIU
-    /// wants it, and has every place that something is mounted on. It ends with its last user, so that nothing is
-    /// left whoever is killed when. The caller goes there and comes back: it must have one thread.
+    /// A mount namespace, as the caller's but for the root, which is mounted there as CRIU wants it, with every place
+    /// that something is mounted on, and the images. The caller goes there and comes back: it must have one thread.
     ///
     /// When it fails the caller may still be there; it should end soon.
-    pub fn stage(&self, at: &Path) -> Result<OwnedFd, RootfsError> {
+    pub fn stage(&self, places: Places<'_>) -> Result<Stage, RootfsError> {
         let failed = |operation| root_error(operation, &self.root);
         let own = File::open("/proc/self/ns/mnt").and_then(|own| {
             let cwd = place::hold(Path::new("."))?;
@@ -99,19 +124,19 @@ impl Plan {
             Ok((own, cwd))
         });
         let (own, cwd) = own.map_err(failed("make a mount namespace for"))?;
-        let staged = self.stage_here(at);
+        let staged = self.stage_here(places);
         namespace::enter(own.as_fd(), namespace::MOUNT)
             .and_then(|()| Ok(fchdir(&cwd)?))
             .map_err(failed("come back from the mount namespace of"))?;
         staged
     }
 
-    fn stage_here(&self, at: &Path) -> Result<OwnedFd, RootfsError> {
+    fn stage_here(&self, places: Places<'_>) -> Result<Stage, RootfsError> {
         let mounted = || -> io::Result<OwnedFd> {
             propagate(place::hold(Path::new("/"))?.as_fd(), MsFlags::MS_SLAVE)?;
             let tree = clone_at(&self.root, true)?;
             propagate(tree.as_fd(), MsFlags::MS_PRIVATE)?;
-            attach(tree.as_fd(), place::hold(at)?.as_fd())?;
+            attach(tree.as_fd(), place::hold(places.root)?.as_fd())?;
             Ok(tree)
         };
         let root = mounted().map_err(root_error("mount", &self.root))?;
@@ -123,10 +148,17 @@ impl Plan {
                 .map_err(|errno| root_error("clear up beneath", &self.root)(errno.into()))?;
         }
         made?;
+        let images = places.images.map(|(at, images)| {
+            let shown = show_files(images, at);
+            shown.map_err(root_error("show the images to CRIU for", &self.root))
+        });
         let here = File::open("/proc/self/ns/mnt");
-        Ok(here
-            .map_err(root_error("hold the mounts of", &self.root))?
-            .into())
+        Ok(Stage {
+            images: images.transpose()?,
+            mounts: here
+                .map_err(root_error("hold the mounts of", &self.root))?
+                .into(),
+        })
     }
 
     /// Makes what is missing of the places. What is bound is there meanwhile: it may have places of others in it.
@@ -166,6 +198,27 @@ impl Plan {
             made && above
         })
     }
+}
+
+/// Shows the files of a directory in another, which everybody may enter and nobody write to.
+fn show_files(of: &Path, at: &Path) -> io::Result<OwnedFd> {
+    let fs = Filesystem::open("tmpfs")?;
+    fs.set("mode", "755")?;
+    let shown = fs.mount(0)?;
+    attach(shown.as_fd(), place::hold(at)?.as_fd())?;
+    for entry in fs::read_dir(of)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            let target = place::ensure(
+                shown.as_fd(),
+                Path::new(&entry.file_name()),
+                Make::File,
+                Links::None,
+            )?;
+            attach(clone_at(&entry.path(), false)?.as_fd(), target.fd.as_fd())?;
+        }
+    }
+    place::open(shown.as_fd(), Path::new("."), OFlag::O_RDONLY, Links::None)
 }
 
 fn propagate(mount: BorrowedFd<'_>, kind: MsFlags) -> io::Result<()> {
