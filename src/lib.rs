@@ -46,7 +46,7 @@
 //! | rooms | [`memory`] | pages on the move: CRIU's page-server wire, frames, trackers, the page store |
 //! | rooms | [`peer`] | the authenticated link between two daemons |
 //! | domain | [`container`] | one container on one host: record, place, verbs, shim |
-//! | domain | [`runtime`] | an OCI bundle becomes a container without a daemon, as Podman and containerd ask for it |
+//! | domain | [`runtime`] | an OCI bundle becomes a container, and images, and back, without a daemon, as Podman and containerd ask for it |
 //! | domain | [`checkpoint`] | a container becomes images and back, on one host |
 //! | domain | [`migration`] | a container goes from this host to that one |
 //! | edges | [`daemon`] | the long-running process; assembles the rooms |

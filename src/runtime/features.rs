@@ -43,7 +43,11 @@ pub fn features() -> Value {
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": false},
         },
-        "annotations": {"org.godwit.version": env!("CARGO_PKG_VERSION")},
+        "annotations": {
+            "org.godwit.version": env!("CARGO_PKG_VERSION"),
+            // Whom others ask for it by.
+            "org.opencontainers.runc.checkpoint.enabled": "true",
+        },
     })
 }
 
