@@ -15,7 +15,7 @@ use godwit::api::{Client, ClientError, server};
 use godwit::daemon::backend::Say;
 use godwit::daemon::facts::{self, CriuFacts, MemoryFacts};
 use godwit::daemon::locks::Locks;
-use godwit::daemon::{Backend, Containers, Daemon, DaemonError, Events};
+use godwit::daemon::{Backend, Bundles, Containers, Daemon, DaemonError, Events};
 use godwit::model::*;
 use godwit::oci::OciError;
 use serde_json::json;
@@ -196,6 +196,7 @@ fn given_a_daemon() -> Served {
         )
         .unwrap(),
         containers: Containers::new(fake.clone(), Arc::new(Locks::default()), events.clone()),
+        bundles: Bundles::of(dir.path()).unwrap(),
         events: events.clone(),
         outside: None,
         stopping: stopping.clone(),
@@ -292,6 +293,42 @@ async fn a_container_lives_from_create_to_delete() {
             .await,
         "no-such-container",
     );
+}
+
+#[tokio::test]
+async fn containers_of_bundles_are_shown() {
+    let served = given_a_daemon();
+    let none: Vec<Bundle> = served.client.get("/v1/bundles").await.unwrap();
+    assert_eq!(none, []);
+    let home = served.dir.path().join("oci/web_1");
+    std::fs::create_dir_all(&home).unwrap();
+    let record = json!({
+        "id": "web_1", "init": {"pid": 0, "start_time": 0}, "ready": true,
+        "bundle": "/srv/web", "rootfs": "/srv/web/rootfs", "created": "2026-01-02T03:04:05Z",
+        "cgroup": "/sys/fs/cgroup/none", "systemd": false,
+        "spec": {
+            "ociVersion": "1.2.0", "root": {"path": "rootfs"}, "annotations": {"a": "b"},
+            "process": {"user": {"uid": 0, "gid": 0}, "args": ["sleep", "9"], "cwd": "/"},
+        },
+    });
+    std::fs::write(home.join("state.json"), record.to_string()).unwrap();
+    // One that is being deleted, and one whose record is broken, hide no other.
+    std::fs::create_dir(served.dir.path().join("oci/gone")).unwrap();
+    std::fs::create_dir(served.dir.path().join("oci/broken")).unwrap();
+    std::fs::write(served.dir.path().join("oci/broken/state.json"), "{").unwrap();
+    let all: Vec<Bundle> = served.client.get("/v1/bundles").await.unwrap();
+    let [web] = &all[..] else { panic!("{all:?}") };
+    assert_eq!((web.status.as_str(), web.pid), ("stopped", None));
+    assert_eq!(web.command, ["sleep", "9"]);
+    assert_eq!(web.annotations["a"], "b");
+    let one: Bundle = served.client.get("/v1/bundles/web_1").await.unwrap();
+    assert_eq!(one, *web);
+    for missing in ["/v1/bundles/gone", "/v1/bundles/other", "/v1/bundles/%20"] {
+        check_refused(
+            served.client.get::<Bundle>(missing).await,
+            "no-such-container",
+        );
+    }
 }
 
 #[tokio::test]

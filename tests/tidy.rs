@@ -65,6 +65,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "container",
             "checkpoint",
             "migration",
+            "runtime",
             "api",
         ],
     ),

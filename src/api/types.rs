@@ -1,6 +1,8 @@
 //! What goes over the API's socket: requests, answers, lines of a stream.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -339,6 +341,29 @@ pub struct LeaseInfo {
     pub lease: Lease,
     /// The host it moved to, where it moved away.
     pub moved_to: Option<Name>,
+}
+
+/// A container of an OCI bundle, which the command line has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bundle {
+    /// Its id.
+    pub id: String,
+    /// How it is, in the words of the OCI specification; or `paused`.
+    pub status: String,
+    /// Its first process, while there is one.
+    pub pid: Option<i32>,
+    /// What it was to run.
+    pub command: Vec<String>,
+    /// When it was made, as RFC 3339 has it, UTC.
+    pub created: String,
+    /// The directory of its configuration.
+    pub bundle: PathBuf,
+    /// Its root file system.
+    pub rootfs: PathBuf,
+    /// Its cgroup's directory.
+    pub cgroup: PathBuf,
+    /// What was attached to it.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// The answer to a list of containers.

@@ -1,16 +1,16 @@
 //! The short verbs: `start`, `list`, `inspect`, `ps`, `kill`, `delete`.
 
-use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
 
 use super::output::Failure;
 use super::table::{ago, or_dash, right, table, word};
-use super::{Format, Session, oci};
-use crate::api::types::{KillRequest, Process};
+use super::{Format, Session};
+use crate::api::ClientError;
+use crate::api::types::{Bundle, KillRequest, Process};
 use crate::model::{Bytes, ContainerStatus, Name};
-use crate::runtime::{DEFAULT_ROOT, Id, Root};
+use crate::runtime::Id;
 
 /// The id as a name of the daemon's: those are fewer.
 pub(super) fn name(id: &Id) -> Result<Name, Failure> {
@@ -57,16 +57,10 @@ pub struct List {
 impl List {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let all: Vec<ContainerStatus> = session.client.get("/v1/containers").await?;
-        let bundles = Root::at(Path::new(DEFAULT_ROOT)).map_or_else(
-            |_| Vec::new(),
-            // A root that only others may read has nothing for us.
-            |root| oci::list::shown(&root).unwrap_or_default(),
-        );
+        let bundles: Vec<Bundle> = session.client.get("/v1/bundles").await?;
         if self.quiet {
             let names = all.iter().map(|status| status.spec.name.to_string());
-            let names: Vec<String> = names
-                .chain(bundles.iter().map(|b| b.id.to_string()))
-                .collect();
+            let names: Vec<String> = names.chain(bundles.iter().map(|b| b.id.clone())).collect();
             return session.print(&names, |names| names.join("\n"));
         }
         if session.format == Format::Json && !bundles.is_empty() {
@@ -98,13 +92,13 @@ impl List {
             }
             for bundle in &bundles {
                 table.add_row([
-                    bundle.id.to_string(),
-                    bundle.status.to_string(),
+                    bundle.id.clone(),
+                    bundle.status.clone(),
                     "-".to_owned(),
                     "-".to_owned(),
-                    bundle.pid.to_string(),
+                    or_dash(bundle.pid),
                     bundle.created.clone(),
-                    bundle.bundle.display().to_string(),
+                    shorten(&bundle.command.join(" "), 40),
                 ]);
             }
             table.trim_fmt()
@@ -125,16 +119,52 @@ fn shorten(text: &str, length: usize) -> String {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  godwit inspect cache\n  godwit inspect cache --format json")]
 pub struct Inspect {
-    /// The container.
-    name: Name,
+    /// The container; of the daemon or of a bundle.
+    #[arg(value_name = "NAME")]
+    id: Id,
 }
 
 impl Inspect {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
-        let path = format!("/v1/containers/{}", self.name);
-        let status: ContainerStatus = session.client.get(&path).await?;
-        session.print(&status, describe)
+        let path = format!("/v1/containers/{}", self.id);
+        let missing = match self.id.as_str().parse::<Name>() {
+            Ok(_) => match session.client.get::<ContainerStatus>(&path).await {
+                Ok(status) => return session.print(&status, describe),
+                Err(ClientError::Refused(error)) if error.code == "no-such-container" => {
+                    Some(error)
+                }
+                Err(error) => return Err(error.into()),
+            },
+            // Those of bundles have more letters.
+            Err(_) => None,
+        };
+        let path = format!("/v1/bundles/{}", self.id);
+        match session.client.get::<Bundle>(&path).await {
+            Ok(bundle) => session.print(&bundle, describe_bundle),
+            Err(error) => Err(missing.map_or_else(|| error.into(), Failure::from)),
+        }
     }
+}
+
+fn describe_bundle(bundle: &Bundle) -> String {
+    let mut table = table(&["FIELD", "VALUE"]);
+    let rows = [
+        ("id", bundle.id.clone()),
+        ("status", bundle.status.clone()),
+        ("pid", or_dash(bundle.pid)),
+        ("created", bundle.created.clone()),
+        ("command", format!("{:?}", bundle.command)),
+        ("bundle", bundle.bundle.display().to_string()),
+        ("root", bundle.rootfs.display().to_string()),
+        ("cgroup", bundle.cgroup.display().to_string()),
+    ];
+    for (field, value) in rows {
+        table.add_row([field.to_owned(), value]);
+    }
+    for (key, value) in &bundle.annotations {
+        table.add_row(["annotation".to_owned(), format!("{key}={value}")]);
+    }
+    table.trim_fmt()
 }
 
 fn describe(status: &ContainerStatus) -> String {

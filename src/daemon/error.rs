@@ -15,6 +15,7 @@ use crate::net::NetError;
 use crate::oci::OciError;
 use crate::peer::PeerError;
 use crate::rootfs::StoreError;
+use crate::runtime::RuntimeError;
 
 /// Whose fault it is, roughly: what HTTP wants to know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +59,24 @@ pub enum DaemonError {
         /// Its name.
         name: Name,
     },
+    /// There is no such container of a bundle here.
+    #[error("there is no container {id} of a bundle on this host")]
+    NoSuchBundle {
+        /// Its id.
+        id: String,
+    },
+    /// It is the command line's, and not the daemon's.
+    #[error(
+        "{name} is a container of an OCI bundle, and these cannot be migrated: nobody brings its root file system along, \
+         closes its network while it is frozen, or keeps its output on the other host"
+    )]
+    OfABundle {
+        /// Its id.
+        name: Name,
+    },
+    /// A container of a bundle could not be looked at.
+    #[error(transparent)]
+    Runtime(Box<RuntimeError>),
     /// There is one already.
     #[error("there is already a container {name} on this host")]
     NameTaken {
@@ -180,6 +199,12 @@ impl Class {
     }
 }
 
+impl From<RuntimeError> for DaemonError {
+    fn from(error: RuntimeError) -> Self {
+        Self::Runtime(Box::new(error))
+    }
+}
+
 impl DaemonError {
     /// Stable, for programs.
     pub fn code(&self) -> &'static str {
@@ -203,6 +228,9 @@ impl DaemonError {
             Self::Config(_) => Class::new(Failed, "bad-configuration"),
             Self::Field { field, .. } => Class::new(Invalid, "bad-field").field(field),
             Self::NoSuchContainer { .. } => Class::new(Absent, "no-such-container"),
+            Self::NoSuchBundle { .. } => Class::new(Absent, "no-such-container"),
+            Self::OfABundle { .. } => Class::new(Conflict, "of-a-bundle"),
+            Self::Runtime(_) => Class::new(Failed, "runtime"),
             Self::NameTaken { .. } => Class::new(Conflict, "name-in-use").field("name"),
             Self::NoSuchMigration { .. } => Class::new(Absent, "no-such-migration"),
             Self::MigrationOver { .. } => Class::new(Conflict, "migration-over"),
@@ -234,7 +262,13 @@ impl DaemonError {
         let text = match self {
             Self::Refused(refusal) => refusal.remedy.clone(),
             Self::Field { remedy, .. } => remedy.clone(),
-            Self::NoSuchContainer { .. } => "`godwit list` shows those that are here".to_owned(),
+            Self::NoSuchContainer { .. } | Self::NoSuchBundle { .. } => {
+                "`godwit list` shows those that are here".to_owned()
+            }
+            Self::OfABundle { name } => format!(
+                "bring its bundle and the images of `godwit checkpoint {name}` to the other host, and `godwit restore` \
+                 it there"
+            ),
             Self::NameTaken { name } => {
                 format!("choose another name, or `godwit delete {name}` first")
             }

@@ -18,6 +18,7 @@
 //! here changes the namespace of a thread.
 
 pub mod backend;
+pub mod bundles;
 pub mod config;
 pub mod containers;
 pub mod context;
@@ -40,6 +41,7 @@ mod watch;
 use tokio_util::sync::CancellationToken;
 
 pub use backend::Backend;
+pub use bundles::Bundles;
 pub use config::Config;
 pub use containers::Containers;
 pub use context::Context;
@@ -57,6 +59,8 @@ pub struct Daemon {
     pub events: Events,
     /// The containers of this host, its templates and its addresses.
     pub containers: Containers,
+    /// Containers that the OCI command line has made.
+    pub bundles: Bundles,
     /// The other hosts; absent in a daemon that knows none.
     pub outside: Option<Outside>,
     /// Set when the daemon is to end: streams end then.

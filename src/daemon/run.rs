@@ -22,7 +22,7 @@ use super::context::make_directories;
 use super::peers::Peers;
 use super::rooms::Rooms;
 use super::tmpfs::Tmpfs;
-use super::{Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
+use super::{Bundles, Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
 use super::{recovery, service};
 use crate::api::server;
 use crate::api::types::{MigrationState, MigrationStatus};
@@ -111,6 +111,7 @@ fn assemble(context: &Arc<Context>) -> Result<Daemon, DaemonError> {
     Ok(Daemon {
         facts: context.facts.clone(),
         containers,
+        bundles: Bundles::of(&context.config.run_dir)?,
         outside: Some(Outside {
             peers: Peers::new(Arc::clone(&context.peers), events.clone()),
             migrations: Arc::new(migrations),

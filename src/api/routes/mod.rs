@@ -1,5 +1,6 @@
 //! One file per noun of the API.
 
+mod bundles;
 mod containers;
 mod events;
 mod exec;
@@ -45,6 +46,8 @@ pub fn all() -> Router<Arc<Daemon>> {
         .route("/containers/{name}/exec", post(exec::exec))
         .route("/containers/{name}/logs", get(logs::logs))
         .route("/containers/{name}/migrate", post(migrations::migrate))
+        .route("/bundles", get(bundles::list))
+        .route("/bundles/{id}", get(bundles::one))
         .route("/migrations", get(migrations::list))
         .route(
             "/migrations/{id}",

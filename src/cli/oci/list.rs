@@ -8,7 +8,7 @@ use crate::runtime::manage;
 use crate::runtime::{Ended, Id, Root, RuntimeError, Shown, state};
 
 /// All containers of a root. One that is just being deleted is left out.
-pub fn shown(root: &Root) -> Result<Vec<Shown>, RuntimeError> {
+fn shown(root: &Root) -> Result<Vec<Shown>, RuntimeError> {
     let ids = root.ids()?;
     let read = |id: &Id| root.read(id).ok();
     let shown = ids.iter().filter_map(read).map(|record| {
