@@ -245,6 +245,33 @@ fn check_refused<T: std::fmt::Debug>(result: Result<T, ClientError>, code: &str)
 }
 
 #[tokio::test]
+async fn a_container_is_stopped_and_stays_so() {
+    let served = given_a_daemon();
+    served.create("web", true).await;
+    let stop = |body: serde_json::Value| {
+        let client = &served.client;
+        async move {
+            client
+                .post::<ContainerStatus>("/v1/containers/web/stop", &body)
+                .await
+        }
+    };
+    let stopped = stop(json!({})).await.unwrap();
+    assert_eq!(stopped.state, ContainerState::Stopped);
+    assert_eq!(stopped.exit_code, Some(128 + 15));
+    // Again: that is how it shall be.
+    assert!(stop(json!({"patience_ms": 1})).await.is_ok());
+    let error = check_refused(stop(json!({"patience_ms": 3_600_001})).await, "bad-field");
+    assert_eq!(error.field.as_deref(), Some("patience_ms"));
+    served.create("new", false).await;
+    let empty = json!({});
+    let created = served
+        .client
+        .post::<ContainerStatus>("/v1/containers/new/stop", &empty);
+    check_refused(created.await, "not-running");
+}
+
+#[tokio::test]
 async fn a_container_lives_from_create_to_delete() {
     let served = given_a_daemon();
     let mut heard = served

@@ -67,6 +67,22 @@ pub struct KillRequest {
     pub all: bool,
 }
 
+/// `POST …/stop`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StopRequest {
+    /// How long its command may take to end by itself, in milliseconds, before all of it is killed.
+    #[serde(default = "StopRequest::default_patience")]
+    pub patience_ms: u64,
+}
+
+impl StopRequest {
+    /// Ten seconds, in milliseconds, as with others.
+    pub fn default_patience() -> u64 {
+        10_000
+    }
+}
+
 /// `POST …/exec`: run a command in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

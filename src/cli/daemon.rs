@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::output::Failure;
-use crate::daemon::{Config, DaemonError, config, run};
+use crate::daemon::{Config, DaemonError, clear, config, run};
 
 /// Be the daemon of this host.
 ///
@@ -15,7 +15,8 @@ use crate::daemon::{Config, DaemonError, config, run};
 #[derive(Debug, Args)]
 #[command(after_help = "Example:
   godwit daemon --config /etc/godwit/godwit.toml
-  godwit daemon --check --config /etc/godwit/godwit.toml")]
+  godwit daemon --check --config /etc/godwit/godwit.toml
+  godwit daemon --clear")]
 pub struct Daemon {
     /// The configuration.
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_FILE)]
@@ -23,6 +24,10 @@ pub struct Daemon {
     /// Only say whether the configuration is right.
     #[arg(long)]
     check: bool,
+    /// End every container, and take everything from this host that daemons have put there, but for the records and
+    /// files below state_dir. No daemon may run.
+    #[arg(long, conflicts_with = "check")]
+    clear: bool,
 }
 
 impl Daemon {
@@ -37,6 +42,8 @@ impl Daemon {
                         config.name
                     );
                     Ok(())
+                } else if self.clear {
+                    clear::clear(&config).map(|left| tell(&left))
                 } else {
                     run::run(config)
                 }
@@ -45,5 +52,15 @@ impl Daemon {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) => Failure::from(e).tell(),
         }
+    }
+}
+
+/// What stays, and why, to people.
+fn tell(left: &clear::Left) {
+    if let Some(bridge) = &left.bridge {
+        eprintln!("the bridge {bridge} stays: it was not made by godwit");
+    }
+    for place in &left.places {
+        eprintln!("{} stays: something of others is in it", place.display());
     }
 }

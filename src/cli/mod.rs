@@ -10,6 +10,7 @@ mod create;
 mod daemon;
 mod events;
 mod exec;
+mod generate;
 mod host;
 mod leases;
 mod logs;
@@ -21,6 +22,7 @@ mod peer;
 mod progress;
 mod report;
 mod run;
+mod stop;
 mod table;
 mod template;
 mod values;
@@ -90,6 +92,8 @@ enum Verb {
     Ps(containers::Ps),
     /// Run a command in a container.
     Exec(Box<exec::Exec>),
+    /// Have the commands of containers end.
+    Stop(stop::Stop),
     /// Send a signal to a container.
     Kill(containers::Kill),
     /// Delete a container and everything of it.
@@ -127,6 +131,9 @@ enum Verb {
     Host(host::Host),
     /// Be the daemon of this host.
     Daemon(daemon::Daemon),
+    /// Write man pages or shell completions.
+    #[command(hide = true)]
+    Generate(generate::Generate),
 }
 
 /// What every verb is given.
@@ -138,8 +145,10 @@ struct Session {
 /// Reads the command line, does what it says, and says how to exit. Nothing has been started before.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
-    if let Verb::Daemon(verb) = cli.verb {
-        return verb.run();
+    match cli.verb {
+        Verb::Daemon(verb) => return verb.run(),
+        Verb::Generate(verb) => return verb.run(),
+        _ => {}
     }
     let cli = match oci::take(cli) {
         Ok(code) => return code,
@@ -177,6 +186,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<ExitCode, Failure> {
         Verb::Logs(verb) => verb.run(session).await,
         Verb::Ps(verb) => verb.run(session).await,
         Verb::Exec(verb) => verb.run(session).await,
+        Verb::Stop(verb) => verb.run(session).await,
         Verb::Kill(verb) => verb.run(session).await,
         Verb::Delete(verb) => verb.run(session).await,
         Verb::Migrate(verb) => verb.run(session).await,
@@ -194,7 +204,8 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<ExitCode, Failure> {
         | Verb::Restore(_)
         | Verb::Features(_)
         | Verb::Spec(_)
-        | Verb::Daemon(_) => unreachable!("they have been done before"),
+        | Verb::Daemon(_)
+        | Verb::Generate(_) => unreachable!("they have been done before"),
     }
 }
 

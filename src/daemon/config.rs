@@ -1,7 +1,7 @@
-//! The daemon's configuration: one TOML file, everything but `name` has a default.
+//! The daemon's configuration: one TOML file, in which everything has a default.
 //!
 //! ```toml
-//! name = "alpha"
+//! # name = "alpha"             # this machine's host name where nothing is said
 //! run_dir = "/run/godwit"
 //! state_dir = "/var/lib/godwit"
 //! templates = "/usr/share/godwit/templates"
@@ -86,6 +86,7 @@ pub enum ConfigError {
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// This host's name among its peers.
+    #[serde(default = "host_name")]
     pub name: Name,
     /// Sockets, mount points, pinned namespaces: a tmpfs, gone after a boot.
     #[serde(default = "default_run_dir")]
@@ -114,6 +115,26 @@ pub struct Config {
     /// The daemon's own log.
     #[serde(default)]
     pub log: LogSection,
+}
+
+/// What the kernel calls this machine, up to the first dot, as a name may be written.
+fn host_name() -> Name {
+    let given = nix::unistd::gethostname().unwrap_or_default();
+    name_of(&given.to_string_lossy())
+}
+
+/// Host names may be written in any letters (hostname(7)); our names are those that are the same to everybody.
+fn name_of(given: &str) -> Name {
+    let label = given.split('.').next().unwrap_or_default();
+    let letter = |c: char| match c.to_ascii_lowercase() {
+        c @ ('a'..='z' | '0'..='9') => c,
+        _ => '-',
+    };
+    let text: String = label.chars().map(letter).take(63).collect();
+    let text = text.trim_matches('-');
+    // A machine that has no name.
+    let unnamed = || Name::try_from("localhost".to_owned()).expect("it is a DNS label");
+    text.parse().unwrap_or_else(|_| unnamed())
 }
 
 fn default_run_dir() -> PathBuf {
@@ -336,8 +357,8 @@ mod test {
     }
 
     #[test]
-    fn a_name_is_enough() {
-        let config = parse("name = \"alpha\"").unwrap();
+    fn nothing_must_be_said() {
+        let config = parse("").unwrap();
         assert_eq!(config.socket(), Path::new("/run/godwit/api.sock"));
         assert_eq!(config.network, NetworkSection::default());
     }
@@ -352,16 +373,43 @@ mod test {
             .take_while(|line| *line != "```")
             .map(|line| format!("{line}\n"))
             .collect();
-        assert_eq!(
-            parse(&documented).unwrap(),
-            parse("name = \"alpha\"").unwrap()
-        );
+        assert_eq!(parse(&documented).unwrap(), parse("").unwrap());
+    }
+
+    /// Every line of the package's configuration that is switched off says what holds without it, and those that
+    /// only show how something would be written are marked.
+    #[test]
+    fn the_packaged_configuration_is_the_default() {
+        let packaged = include_str!("../../scripts/package.d/godwit.toml");
+        assert_eq!(parse(packaged).unwrap(), parse("").unwrap());
+        let switched_on: String = packaged
+            .lines()
+            .filter(|line| !line.ends_with("# for example"))
+            .map(|line| match line.strip_prefix('#') {
+                Some(setting) if !setting.starts_with([' ', '#']) => format!("{setting}\n"),
+                _ => format!("{line}\n"),
+            })
+            .collect();
+        assert!(switched_on.contains("\nbridge = "), "{switched_on}");
+        assert_eq!(parse(&switched_on).unwrap(), parse("").unwrap());
+    }
+
+    #[test]
+    fn a_host_is_called_as_its_machine_is() {
+        for (given, name) in [
+            ("alpha", "alpha"),
+            ("Node_7.example.org", "node-7"),
+            ("-x-", "x"),
+            ("", "localhost"),
+            ("_", "localhost"),
+        ] {
+            assert_eq!(name_of(given).as_str(), name, "{given:?}");
+        }
     }
 
     #[test]
     fn an_unknown_or_mistyped_field_is_named() {
         for (text, named) in [
-            ("", "name"),
             ("name = \"A\"", "is not a name"),
             ("name = \"a\"\ncolour = 1", "colour"),
             ("name = \"a\"\n[network]\nbrigde = \"b\"", "brigde"),

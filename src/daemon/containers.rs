@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::process::Child;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::requests::{self, Request};
 use super::watch::{self, Watched};
@@ -14,6 +15,9 @@ use super::{Backend, DaemonError, Events};
 use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
 use crate::daemon::locks::{Locked, Locks};
 use crate::model::{ContainerState, ContainerStatus, Digest, EventKind, Name};
+
+/// How long processes that were killed may take to be gone.
+const KILLED_WITHIN: Duration = Duration::from_secs(10);
 
 /// The containers. Clones are the same containers.
 #[derive(Clone)]
@@ -91,6 +95,37 @@ impl Containers {
             this.backend.kill(locked.name(), signal, all)
         })
         .await
+    }
+
+    /// Has its command end: asks it to (SIGTERM), and kills all of it when it still runs after `patience`. One that
+    /// has ended is content. Nobody else is kept waiting meanwhile.
+    pub async fn stop(
+        &self,
+        name: &Name,
+        patience: Duration,
+    ) -> Result<ContainerStatus, DaemonError> {
+        let runs = self.work(name, Request::Stop, |this, locked| {
+            let name = locked.name();
+            let runs = this.backend.status(name)?.state == ContainerState::Running;
+            if runs {
+                this.backend.kill(name, libc::SIGTERM, false)?;
+            }
+            Ok(runs)
+        });
+        if runs.await? && !self.ends_within(name, patience).await? {
+            let killed = self.kill(name, libc::SIGKILL, true).await;
+            // It may have ended in this very moment.
+            if !self.ends_within(name, KILLED_WITHIN).await? {
+                killed?;
+            }
+        }
+        self.status(name).await
+    }
+
+    async fn ends_within(&self, name: &Name, patience: Duration) -> Result<bool, DaemonError> {
+        let name = name.clone();
+        self.read("an end", move |backend| backend.wait(&name, patience))
+            .await
     }
 
     /// Removes it and everything of it. With `force`, the name of one that moved to another host becomes

@@ -1,22 +1,21 @@
 //! What the long jobs of a daemon share.
 
-use std::collections::HashMap;
 use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use super::facts::{self, CriuFacts};
+use super::kept::Outputs;
 use super::locks::Locks;
 use super::peers::advertised;
 use super::{Config, DaemonError, Events};
 use crate::cgroup::CgroupRoot;
 use crate::container::Host;
 use crate::criu::{Criu, CriuError};
-use crate::model::{Ability, HostFacts, Name};
+use crate::model::{Ability, HostFacts};
 use crate::net::{Leases, Network, NetworkConfig};
 use crate::peer::{Identity, PeerBook};
 use crate::rootfs::ImageStore;
@@ -40,7 +39,7 @@ pub struct Context {
     /// The other hosts.
     pub peers: Arc<PeerBook>,
     /// What a new shim needs to take the place of one that has died: the read ends of the containers' outputs.
-    pub outputs: Mutex<HashMap<Name, Vec<OwnedFd>>>,
+    pub outputs: Outputs,
     /// Where to tell what happens.
     pub events: Events,
     /// One request at a time per container.
@@ -48,8 +47,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// Opens everything that the configuration names, and finds out what this host can do. Blocks.
-    pub fn open(config: Config) -> Result<Self, DaemonError> {
+    /// Opens everything that the configuration names, and finds out what this host can do. `outputs` is what an
+    /// earlier daemon has left. Blocks.
+    pub fn open(config: Config, outputs: Outputs) -> Result<Self, DaemonError> {
         let state = &config.state_dir;
         let network_config = NetworkConfig::from(&config.network);
         let network = Network::open(network_config.clone())?;
@@ -83,18 +83,11 @@ impl Context {
             leases: Arc::new(leases),
             images,
             peers: Arc::new(peers),
-            outputs: Mutex::default(),
+            outputs,
             events: Events::new(),
             locks: Arc::default(),
             config,
         })
-    }
-}
-
-impl Context {
-    /// What is kept for new shims.
-    pub fn outputs(&self) -> MutexGuard<'_, HashMap<Name, Vec<OwnedFd>>> {
-        self.outputs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

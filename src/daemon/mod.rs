@@ -19,12 +19,14 @@
 
 pub mod backend;
 pub mod bundles;
+pub mod clear;
 pub mod config;
 pub mod containers;
 pub mod context;
 mod error;
 pub mod events;
 pub mod facts;
+mod kept;
 pub mod locks;
 pub mod log;
 pub mod migrations;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::containers::blocking;
-use super::{Context, Daemon, DaemonError, chain};
+use super::{Config, Context, Daemon, DaemonError, chain};
 use crate::container::{self, ContainerError, Record, place};
 use crate::model::{ContainerState, Name};
 
@@ -49,6 +49,7 @@ pub async fn recover(context: &Arc<Context>, daemon: &Daemon) -> Result<(), Daem
     let running = blocking("the recovery", move || {
         let running = recover_containers(&this)?;
         release_leases(&this)?;
+        forget_outputs(&this);
         Ok(running)
     });
     for name in running.await? {
@@ -63,7 +64,7 @@ pub async fn recover(context: &Arc<Context>, daemon: &Daemon) -> Result<(), Daem
 /// Returns the containers that run.
 fn recover_containers(context: &Context) -> Result<Vec<Name>, DaemonError> {
     let mut running = Vec::new();
-    for name in names(context)? {
+    for name in names(&context.config)? {
         match recover_one(context, &name) {
             Ok(Action::Watch) => running.push(name),
             Ok(_) => {}
@@ -103,8 +104,8 @@ fn recover_one(context: &Context, name: &Name) -> Result<Action, ContainerError>
 }
 
 /// Every name of which anything is found.
-fn names(context: &Context) -> Result<BTreeSet<Name>, DaemonError> {
-    let (run, state) = (&context.config.run_dir, &context.config.state_dir);
+pub(super) fn names(config: &Config) -> Result<BTreeSet<Name>, DaemonError> {
+    let (run, state) = (&config.run_dir, &config.state_dir);
     let mut names = BTreeSet::new();
     for directory in [
         state.join("containers"),
@@ -127,6 +128,18 @@ fn names_in(directory: PathBuf) -> Result<Vec<Name>, DaemonError> {
         names.extend(name.to_str().and_then(|name| name.parse::<Name>().ok()));
     }
     Ok(names)
+}
+
+/// Closes what was kept open for containers that are not here any more, or have ended.
+fn forget_outputs(context: &Context) {
+    for name in context.outputs.names() {
+        match Record::load(&context.host, &name).map(|record| record.state) {
+            Err(ContainerError::NotFound { .. }) | Ok(ContainerState::Stopped) => {
+                context.outputs.forget(&name);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// Gives back addresses whose containers are nowhere: a crash between the lease and the record leaves such.

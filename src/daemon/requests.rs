@@ -1,14 +1,14 @@
 //! Which request is allowed in which state of a container, and what is said where it is not. Pure.
 //!
-//! | state     | start | kill | exec | ps | delete      | migrate |
-//! |-----------|-------|------|------|----|-------------|---------|
-//! | creating  | –     | –    | –    | –  | with force  | –       |
-//! | created   | yes   | –    | –    | –  | yes         | –       |
-//! | running   | –     | yes  | yes  | yes| with force  | yes     |
-//! | migrating | –     | –    | –    | yes| –           | –       |
-//! | arriving  | –     | –    | –    | –  | –           | –       |
-//! | in-doubt  | –     | –    | –    | –  | –           | –       |
-//! | stopped   | yes   | –    | –    | –  | yes         | –       |
+//! | state     | start | stop | kill | exec | ps | delete      | migrate |
+//! |-----------|-------|------|------|------|----|-------------|---------|
+//! | creating  | –     | –    | –    | –    | –  | with force  | –       |
+//! | created   | yes   | –    | –    | –    | –  | yes         | –       |
+//! | running   | –     | yes  | yes  | yes  | yes| with force  | yes     |
+//! | migrating | –     | –    | –    | –    | yes| –           | –       |
+//! | arriving  | –     | –    | –    | –    | –  | –           | –       |
+//! | in-doubt  | –     | –    | –    | –    | –  | –           | –       |
+//! | stopped   | yes   | yes  | –    | –    | –  | yes         | –       |
 //!
 //! A container that is on its way is left alone: a signal sent after its dump would be lost with the frozen
 //! copy, a process added to it could not be moved, and deleting one that is in doubt could delete the only
@@ -21,6 +21,8 @@ use crate::model::{ContainerState, MigrationId, Name};
 pub enum Request {
     /// Start its command.
     Start,
+    /// Have its command end; one that has ended stays so.
+    Stop,
     /// Send it a signal.
     Kill,
     /// Run another command in it.
@@ -40,6 +42,7 @@ impl Request {
     fn verb(self) -> &'static str {
         match self {
             Self::Start => "start",
+            Self::Stop => "stop",
             Self::Kill => "signal",
             Self::Exec => "run a command in",
             Self::Ps => "list the processes of",
@@ -82,10 +85,13 @@ pub fn allowed(
     let id = migration.map_or_else(|| "ID".to_owned(), |id| id.to_string());
     match (state, request) {
         (Created, Request::Start | Request::Delete { .. })
-        | (Running, Request::Kill | Request::Exec | Request::Ps | Request::Migrate)
+        | (
+            Running,
+            Request::Stop | Request::Kill | Request::Exec | Request::Ps | Request::Migrate,
+        )
         | (Running | Creating, Request::Delete { force: true })
         | (Migrating, Request::Ps)
-        | (Stopped, Request::Start | Request::Delete { .. }) => Ok(()),
+        | (Stopped, Request::Start | Request::Stop | Request::Delete { .. }) => Ok(()),
 
         (Creating, _) => no(
             "being-created",
@@ -107,7 +113,7 @@ pub fn allowed(
         (Running, Request::Delete { force: false }) => no(
             "running",
             "it is running",
-            format!("stop it first with `godwit kill {name}`, or `godwit delete --force {name}`"),
+            format!("`godwit stop {name}` first, or `godwit delete --force {name}`"),
         ),
         (Migrating, _) => no(
             "migrating",
@@ -143,8 +149,9 @@ mod test {
     const STATES: [ContainerState; 7] = [
         Creating, Created, Running, Migrating, Arriving, InDoubt, Stopped,
     ];
-    const REQUESTS: [Request; 7] = [
+    const REQUESTS: [Request; 8] = [
         Request::Start,
+        Request::Stop,
         Request::Kill,
         Request::Exec,
         Request::Ps,
@@ -156,13 +163,13 @@ mod test {
     #[test]
     fn each_request_is_allowed_in_the_states_of_the_table() {
         let rows = [
-            (Creating, "00000 10"),
-            (Created, "10001 10"),
-            (Running, "01110 11"),
-            (Migrating, "00010 00"),
-            (Arriving, "00000 00"),
-            (InDoubt, "00000 00"),
-            (Stopped, "10001 10"),
+            (Creating, "000000 10"),
+            (Created, "100001 10"),
+            (Running, "011110 11"),
+            (Migrating, "000010 00"),
+            (Arriving, "000000 00"),
+            (InDoubt, "000000 00"),
+            (Stopped, "110001 10"),
         ];
         let name = "web".parse().unwrap();
         for (state, row) in rows {

@@ -1,10 +1,8 @@
 //! The containers of this host, made by the rooms.
 
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::Say;
@@ -119,7 +117,7 @@ impl Backend for Rooms {
 
     fn delete(&self, name: &Name, force: bool) -> Result<(), DaemonError> {
         container::delete(self.host(), name, force)?;
-        self.drop_pipes(name);
+        self.context.outputs.forget(name);
         Ok(self.context.leases.release(name)?)
     }
 
@@ -162,25 +160,24 @@ impl Backend for Rooms {
         let ended = container::wait(self.host(), name, patience);
         if ended.is_err() {
             // It is not here any more: its output is nobody's.
-            self.drop_pipes(name);
+            self.context.outputs.forget(name);
         }
         Ok(ended?.is_some())
     }
 
     fn tend(&self, name: &Name) -> Result<(), DaemonError> {
-        let mut pipes = self.pipes();
+        let outputs = &self.context.outputs;
         match shim::Client::connect(&self.host().run(name)) {
             Ok(mut shim) => {
-                if !pipes.contains_key(name) && shim.state().pid().is_some() {
+                if !outputs.has(name) && shim.state().pid().is_some() {
                     // An older shim, or one in the middle of something, may not hand them out: then a new
                     // shim would have to do without.
-                    pipes.insert(name.clone(), shim.pipes().unwrap_or_default());
+                    outputs.keep(name, shim.pipes().unwrap_or_default());
                 }
                 Ok(())
             }
             Err(ShimError::Gone { .. }) => {
-                let kept = pipes.remove(name).unwrap_or_default();
-                drop(pipes);
+                let kept = outputs.take(name);
                 if container::adopt(self.host(), name, &kept)? {
                     tracing::warn!(container = %name, output_kept = !kept.is_empty(), "its shim had died; it has a new one");
                 }
@@ -192,7 +189,7 @@ impl Backend for Rooms {
     }
 
     fn settle(&self, name: &Name) -> Result<bool, DaemonError> {
-        self.drop_pipes(name);
+        self.context.outputs.forget(name);
         let before = Record::load(self.host(), name)?.state;
         let after = container::settle(self.host(), name)?.state;
         Ok(before != after && after == ContainerState::Stopped)
@@ -290,14 +287,6 @@ impl Rooms {
             gid,
             groups: Vec::new(),
         })
-    }
-
-    fn pipes(&self) -> MutexGuard<'_, HashMap<Name, Vec<OwnedFd>>> {
-        self.context.outputs()
-    }
-
-    fn drop_pipes(&self, name: &Name) {
-        self.pipes().remove(name);
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::stat::{Mode, umask};
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -19,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::context::make_directories;
+use super::kept::Outputs;
 use super::peers::Peers;
 use super::rooms::Rooms;
 use super::tmpfs::Tmpfs;
@@ -28,12 +30,18 @@ use crate::api::server;
 use crate::api::types::{MigrationState, MigrationStatus};
 use crate::sys::perf;
 
+/// The name of the file in the run directory that the one daemon has locked.
+pub(super) const LOCK: &str = "daemon.lock";
+
 /// How long requests and migrations may take to finish once the daemon is to end.
 const FAREWELL: Duration = Duration::from_secs(60);
 
 /// Is the daemon of this host until it is asked to end. Nothing has been started before: no thread exists.
 pub fn run(config: Config) -> Result<(), DaemonError> {
     service::start_log(&config.log.filter);
+    // The files of an image are for the container's users, whatever who started this wants for its own. What is
+    // nobody else's is made with a mode that says so.
+    umask(Mode::from_bits_truncate(0o022));
     make_directories(&config)?;
     let _lock = lock(&config.run_dir)?;
     let arrivals = config.run_dir.join("migrations");
@@ -42,13 +50,14 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
         arrivals.display()
     )))?;
     service::become_subreaper();
+    let outputs = Outputs::left();
     service::keep_descriptors_private();
     // Nothing depends on it but a few milliseconds of every blackout.
     let _breakpoint = perf::hold_breakpoint().inspect_err(|error| {
         tracing::info!("no breakpoint is held, so a freeze takes longer: {error}")
     });
     // Opened and closed outside the runtime: the network has one of its own, which may not end within another.
-    let context = Arc::new(Context::open(config)?);
+    let context = Arc::new(Context::open(config, outputs)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -122,8 +131,8 @@ fn assemble(context: &Arc<Context>) -> Result<Daemon, DaemonError> {
 }
 
 /// One daemon per run directory. The lock ends with the process, however that ends.
-fn lock(run_dir: &Path) -> Result<Flock<File>, DaemonError> {
-    let path = run_dir.join("daemon.lock");
+pub(super) fn lock(run_dir: &Path) -> Result<Flock<File>, DaemonError> {
+    let path = run_dir.join(LOCK);
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -5,9 +5,12 @@ use std::net::IpAddr;
 use rtnetlink::LinkBridge;
 use rtnetlink::packet_route::link::InfoKind;
 
-use super::netlink::{Link, Netlink, named};
+use super::netlink::{Link, Netlink, named, noted};
 use super::{Failures, Here, NetError, NetworkConfig};
 use crate::model::Mac;
+
+/// What a bridge says of itself that was made here, and not found.
+const OURS: &str = "made by godwit";
 
 /// Sees to it that the bridge exists, is up, has its address and its uplink. What is so already stays untouched;
 /// everything is checked before anything is changed, and a bridge that was made is removed again on failure.
@@ -85,6 +88,9 @@ fn make(netlink: &Netlink, config: &NetworkConfig) -> Result<Link, NetError> {
     netlink
         .add(message.build())
         .map_err(NetError::kernel("make the bridge", name))?;
+    netlink
+        .change(noted(name, OURS))
+        .map_err(NetError::kernel("write a note at", name))?;
     let bridge = existing(netlink, config)?;
     if config.bridge_address.is_none() {
         // The kernel's own choice, but as a decision that stays.
@@ -113,6 +119,15 @@ fn equip(netlink: &Netlink, config: &NetworkConfig, bridge: &Link) -> Result<(),
             .map_err(NetError::kernel("put on the bridge the uplink", uplink))?;
     }
     Ok(())
+}
+
+/// Removes the bridge, if it was made here; whether one stays, because it is somebody else's.
+pub(super) fn give_up(here: &Here<'_>) -> Result<bool, NetError> {
+    let name = &here.config.bridge;
+    match look_up(&here.netlink, name)? {
+        Some(bridge) if bridge.alias != OURS => Ok(true),
+        _ => remove(&here.netlink, name).map(|()| false),
+    }
 }
 
 fn remove(netlink: &Netlink, name: &str) -> Result<(), NetError> {

@@ -64,12 +64,23 @@ impl Network {
     /// Sees to it that the bridge exists, is up, and has its address and its uplink. It may be done again and
     /// again; on failure nothing is left behind.
     pub fn open(config: NetworkConfig) -> Result<Self, NetError> {
+        let network = Self::unseen(config)?;
+        network.at_home(bridge::ensure)?;
+        Ok(network)
+    }
+
+    /// The same, whether there is a bridge or not: for who takes things away.
+    pub fn unseen(config: NetworkConfig) -> Result<Self, NetError> {
         config.check()?;
         let home =
             NetNs::current().map_err(NetError::kernel("open", "this host's network namespace"))?;
-        let network = Self { config, home };
-        network.at_home(bridge::ensure)?;
-        Ok(network)
+        Ok(Self { config, home })
+    }
+
+    /// Removes the bridge, unless it had been there before [`Network::open`] first saw to it. Whether one stays is
+    /// told.
+    pub fn remove_bridge(&self) -> Result<bool, NetError> {
+        self.at_home(bridge::give_up)
     }
 
     /// The configuration it was opened with.

@@ -51,6 +51,8 @@ pub(super) struct Link {
     pub mtu: Option<u32>,
     /// Its Ethernet address; empty where it has none.
     pub mac: Vec<u8>,
+    /// What somebody has noted about it.
+    pub alias: String,
     /// Index of the bridge or bond it is part of.
     pub master: Option<u32>,
     /// A bridge that holds back new ports.
@@ -270,6 +272,12 @@ fn no_answer() -> io::Error {
 }
 
 /// A change of the interface of this name.
+/// A note at an interface, which `ip link` shows; the kernel takes none while it makes one.
+pub(super) fn noted(name: &str, alias: &str) -> LinkMessage {
+    let note = LinkAttribute::IfAlias(alias.to_owned());
+    named(name).append_extra_attribute(note).build()
+}
+
 pub(super) fn named(name: &str) -> LinkMessageBuilder<LinkUnspec> {
     LinkMessageBuilder::<LinkUnspec>::new().name(name)
 }
@@ -286,6 +294,7 @@ impl From<LinkMessage> for Link {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::Address(mac) => link.mac = mac,
                 LinkAttribute::Mtu(mtu) => link.mtu = Some(mtu),
+                LinkAttribute::IfAlias(alias) => link.alias = alias,
                 LinkAttribute::Controller(index) if index > 0 => link.master = Some(index),
                 LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|i| link.learn(i)),
                 _ => {}

@@ -1,15 +1,20 @@
 //! Containers: make, look, start, signal, delete.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use super::types::{CreateRequest, KillRequest, Process};
+use super::types::{CreateRequest, KillRequest, Process, StopRequest};
 use super::{Answer, Body, Handle, Options, Segment};
 use crate::container;
 use crate::daemon::DaemonError;
 use crate::model::{ContainerStatus, Name};
+
+/// The longest that a command may be given to end, in milliseconds.
+const LONGEST_PATIENCE_MS: u64 = 3_600_000;
 
 /// `GET /v1/containers`
 pub async fn list(State(daemon): Handle) -> Answer<Json<Vec<ContainerStatus>>> {
@@ -115,6 +120,24 @@ pub async fn start(
     Segment(name): Segment<Name>,
 ) -> Answer<Json<ContainerStatus>> {
     Ok(Json(daemon.containers.start(&name).await?))
+}
+
+/// `POST /v1/containers/{name}/stop`
+pub async fn stop(
+    State(daemon): Handle,
+    Segment(name): Segment<Name>,
+    Body(request): Body<StopRequest>,
+) -> Answer<Json<ContainerStatus>> {
+    if request.patience_ms > LONGEST_PATIENCE_MS {
+        return Err(DaemonError::Field {
+            field: "patience_ms",
+            problem: "it is longer than an hour".to_owned(),
+            remedy: "give at most 3600000".to_owned(),
+        }
+        .into());
+    }
+    let patience = Duration::from_millis(request.patience_ms);
+    Ok(Json(daemon.containers.stop(&name, patience).await?))
 }
 
 /// `POST /v1/containers/{name}/kill`

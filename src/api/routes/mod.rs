@@ -41,6 +41,7 @@ pub fn all() -> Router<Arc<Daemon>> {
             get(containers::one).delete(containers::delete),
         )
         .route("/containers/{name}/start", post(containers::start))
+        .route("/containers/{name}/stop", post(containers::stop))
         .route("/containers/{name}/kill", post(containers::kill))
         .route("/containers/{name}/ps", get(containers::ps))
         .route("/containers/{name}/exec", post(exec::exec))

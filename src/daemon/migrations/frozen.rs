@@ -200,7 +200,7 @@ impl HandedOver for HandedOverDeparture {
             tracing::warn!(container = %parts.name(), "CRIU did not kill the copy that was handed over: {error}");
         }
         drop(precopy);
-        parts.context.outputs().remove(parts.name());
+        parts.context.outputs.forget(parts.name());
         place::remove(&parts.context.host, parts.name())?;
         parts.context.leases.moved_away(parts.name(), &parts.to)?;
         remains::remove_directory(&parts.directory())?;

@@ -42,7 +42,7 @@ impl Incoming {
 
     /// Nothing of it is left on this host. Idempotent.
     pub fn remove(&self) -> Result<(), Cause> {
-        self.context.outputs().remove(&self.spec.name);
+        self.context.outputs.forget(&self.spec.name);
         let removed = place::remove(&self.context.host, &self.spec.name);
         let cleared = remains::remove_directory(&self.directory());
         let leased = give_back(

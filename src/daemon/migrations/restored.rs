@@ -171,8 +171,7 @@ impl RestoredArrival {
         shim.restore(self.request.clone())?;
         // From now on a shim that dies can be replaced without losing the container's output.
         let outputs = shim.pipes()?;
-        let name = coming.spec.name.clone();
-        coming.context.outputs().insert(name, outputs);
+        coming.context.outputs.keep(&coming.spec.name, outputs);
         self.shim = Some(shim);
         Ok(())
     }

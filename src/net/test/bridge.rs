@@ -57,6 +57,21 @@ fn a_bridge_is_made_once_and_keeps_its_ethernet_address() {
 }
 
 #[test]
+fn only_a_bridge_that_was_made_here_is_removed() {
+    on_a_host("a bridge is removed", |dir| {
+        let made = Host::open(dir, |_| {});
+        assert!(!made.network.remove_bridge().unwrap());
+        assert!(link("lan0").is_none());
+        // Again, and without one.
+        assert!(!made.network.remove_bridge().unwrap());
+        tool("ip link add lan0 type bridge");
+        let found = Host::open(dir, |_| {});
+        assert!(found.network.remove_bridge().unwrap());
+        assert!(link("lan0").is_some());
+    });
+}
+
+#[test]
 fn a_bridge_or_an_uplink_that_will_not_do_is_refused_and_left_alone() {
     on_a_host("a bridge is refused", |_| {
         let open = |change: &dyn Fn(&mut NetworkConfig)| {
