@@ -51,6 +51,7 @@
 //! | domain | [`migration`] | a container goes from this host to that one |
 //! | edges | [`daemon`] | the long-running process; assembles the rooms |
 //! | edges | [`api`] | HTTP and JSON: translation only |
+//! | edges | [`metrics`] | listens to events, and tells Prometheus; nobody tells it anything |
 //! | edges | [`cli`] | one verb per file |
 //!
 //! Arrows point from the edges to the ground, and rooms do not know each other; `tests/tidy.rs` has the exact
@@ -100,3 +101,4 @@ pub mod runtime;
 pub mod api;
 pub mod cli;
 pub mod daemon;
+pub mod metrics;

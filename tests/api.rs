@@ -122,6 +122,31 @@ impl Backend for Fake {
                 source,
             })
     }
+    fn usage(&self, name: Option<&Name>) -> Result<Vec<Usage>, DaemonError> {
+        let why = || "the fake has none".to_owned();
+        let usage = |status: ContainerStatus| Usage {
+            name: status.spec.name,
+            state: status.state,
+            at_us: 1,
+            cpu: Reading::Value(CpuUsage {
+                total_us: 2_000_000,
+                ..CpuUsage::default()
+            }),
+            memory: Reading::Missing { missing: why() },
+            pids: Reading::Missing { missing: why() },
+            io: Reading::Missing { missing: why() },
+            pressure: Pressures {
+                cpu: Reading::Missing { missing: why() },
+                memory: Reading::Missing { missing: why() },
+                io: Reading::Missing { missing: why() },
+            },
+        };
+        let all = match name {
+            Some(name) => vec![self.status(name)?],
+            None => self.list()?,
+        };
+        Ok(all.into_iter().map(usage).collect())
+    }
     fn ps(&self, _: &Name) -> Result<Vec<Process>, DaemonError> {
         Ok(vec![])
     }
@@ -203,7 +228,8 @@ fn given_a_daemon() -> Served {
     };
     let socket = dir.path().join("api.sock");
     let listener = server::listen(&socket).unwrap();
-    let server = tokio::spawn(server::serve(listener, Arc::new(daemon)));
+    let metrics = server::count(&daemon);
+    let server = tokio::spawn(server::serve(listener, Arc::new(daemon), metrics));
     let client = Client::new(&socket);
     Served {
         client,
@@ -242,6 +268,47 @@ fn check_refused<T: std::fmt::Debug>(result: Result<T, ClientError>, code: &str)
         }
         other => panic!("{code} was expected, not {other:?}"),
     }
+}
+
+#[tokio::test]
+async fn what_containers_use_is_told_as_json_and_for_prometheus() {
+    let served = given_a_daemon();
+    served.create("web", true).await;
+    served.create("idle", false).await;
+    let all: Vec<Usage> = served.client.get("/v1/stats").await.unwrap();
+    let names: Vec<&str> = all.iter().map(|usage| usage.name.as_str()).collect();
+    assert_eq!(names, ["idle", "web"]);
+    let one: Vec<Usage> = served.client.get("/v1/containers/web/stats").await.unwrap();
+    assert_eq!(one[0].cpu.value().unwrap().total_us, 2_000_000);
+    let absent = served
+        .client
+        .get::<Vec<Usage>>("/v1/containers/none/stats")
+        .await;
+    check_refused(absent, "no-such-container");
+
+    let answer = raw(
+        &served.socket,
+        "GET /v1/metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("application/openmetrics-text"), "{answer}");
+    for line in [
+        "godwit_containers{state=\"running\"} 1",
+        "godwit_containers{state=\"created\"} 1",
+        "godwit_container_cpu_seconds_total{container=\"web\"} 2.0",
+    ] {
+        assert!(answer.contains(line), "{line} is missing in {answer}");
+    }
+}
+
+async fn raw(socket: &Path, request: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 #[tokio::test]

@@ -69,7 +69,8 @@ const ARROWS: &[(&str, &[&str])] = &[
             "api",
         ],
     ),
-    ("api", &["model", "daemon", "container"]),
+    ("metrics", &["model"]),
+    ("api", &["model", "daemon", "container", "metrics"]),
     ("cli", &["model", "sys", "api", "daemon", "runtime"]),
 ];
 

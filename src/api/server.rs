@@ -6,16 +6,19 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{self, Next};
 use axum::response::Response;
-use tokio::net::UnixListener;
+use axum::routing::get;
+use axum::serve::Listener;
+use axum::{Extension, Router};
+use tokio::net::{TcpListener, UnixListener};
 
 use super::error::Failure;
 use super::routes;
 use crate::daemon::Daemon;
+use crate::metrics::Metrics;
 
 /// Listens at `path`, mode 0600. A socket that a dead daemon left there is replaced; the caller holds the
 /// run directory's lock, so nobody else can be listening.
@@ -37,21 +40,56 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
+/// Counts what happens in this daemon from now on, for as long as anything happens in it.
+pub fn count(daemon: &Daemon) -> Arc<Metrics> {
+    let metrics = Arc::new(Metrics::new());
+    tokio::spawn(Arc::clone(&metrics).listen(daemon.events.subscribe()));
+    metrics
+}
+
 /// Serves until the daemon is to end, then finishes what it began.
-pub async fn serve(listener: UnixListener, daemon: Arc<Daemon>) -> io::Result<()> {
+pub async fn serve(
+    listener: UnixListener,
+    daemon: Arc<Daemon>,
+    metrics: Arc<Metrics>,
+) -> io::Result<()> {
+    let routes = Router::new().nest("/v1", routes::all());
+    serve_routes(listener, routes, daemon, metrics).await
+}
+
+/// The same for who scrapes from elsewhere: nothing but `/metrics`, which changes nothing.
+pub async fn serve_metrics(
+    listener: TcpListener,
+    daemon: Arc<Daemon>,
+    metrics: Arc<Metrics>,
+) -> io::Result<()> {
+    let routes = Router::new().route("/metrics", get(routes::metrics::metrics));
+    serve_routes(listener, routes, daemon, metrics).await
+}
+
+async fn serve_routes<L>(
+    listener: L,
+    routes: Router<Arc<Daemon>>,
+    daemon: Arc<Daemon>,
+    metrics: Arc<Metrics>,
+) -> io::Result<()>
+where
+    L: Listener<Addr: std::fmt::Debug>,
+{
     let stopping = daemon.stopping.clone();
-    axum::serve(listener, router(daemon))
+    let all = finished(routes)
+        .layer(Extension(metrics))
+        .with_state(daemon);
+    axum::serve(listener, all)
         .with_graceful_shutdown(async move { stopping.cancelled().await })
         .await
 }
 
-fn router(daemon: Arc<Daemon>) -> Router {
-    Router::new()
-        .nest("/v1", routes::all())
+fn finished(routes: Router<Arc<Daemon>>) -> Router<Arc<Daemon>> {
+    routes
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn(told))
-        .with_state(daemon)
 }
 
 async fn no_such_path(request: Request) -> Failure {

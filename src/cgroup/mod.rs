@@ -17,8 +17,10 @@ mod freezer;
 pub mod manage;
 pub mod plan;
 mod throttle;
+mod usage;
 
 pub use throttle::Throttle;
+pub use usage::Counts;
 
 use std::fs;
 use std::io;

@@ -22,6 +22,7 @@ mod peer;
 mod progress;
 mod report;
 mod run;
+mod stats;
 mod stop;
 mod table;
 mod template;
@@ -90,6 +91,8 @@ enum Verb {
     Logs(logs::Logs),
     /// List the processes of a container.
     Ps(containers::Ps),
+    /// Show what containers use.
+    Stats(stats::Stats),
     /// Run a command in a container.
     Exec(Box<exec::Exec>),
     /// Have the commands of containers end.
@@ -186,6 +189,7 @@ async fn dispatch(verb: Verb, session: &Session) -> Result<ExitCode, Failure> {
         Verb::Logs(verb) => verb.run(session).await,
         Verb::Ps(verb) => verb.run(session).await,
         Verb::Exec(verb) => verb.run(session).await,
+        Verb::Stats(verb) => verb.run(session).await,
         Verb::Stop(verb) => verb.run(session).await,
         Verb::Kill(verb) => verb.run(session).await,
         Verb::Delete(verb) => verb.run(session).await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::DaemonError;
 use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
-use crate::model::{ContainerStatus, Digest, Name};
+use crate::model::{ContainerStatus, Digest, Name, Usage};
 
 /// Says what is being done while something takes long.
 pub type Say<'a> = &'a mut dyn FnMut(&str);
@@ -31,6 +31,8 @@ pub trait Backend: Send + Sync + 'static {
     fn exec(&self, name: &Name, request: &ExecRequest) -> Result<Child, DaemonError>;
     /// Its processes.
     fn ps(&self, name: &Name) -> Result<Vec<Process>, DaemonError>;
+    /// What they use: of all, or of one.
+    fn usage(&self, name: Option<&Name>) -> Result<Vec<Usage>, DaemonError>;
     /// The file its output goes to.
     fn log(&self, name: &Name) -> PathBuf;
     /// Waits for its command to end, but not for longer than `patience`: whether it has ended.

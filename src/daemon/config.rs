@@ -26,6 +26,9 @@
 //! [criu]
 //! # path = "/usr/sbin/criu"
 //!
+//! [metrics]
+//! # listen = "127.0.0.1:9447"    # nothing where nothing is said
+//!
 //! [log]
 //! filter = "info"
 //! ```
@@ -112,6 +115,9 @@ pub struct Config {
     /// CRIU.
     #[serde(default)]
     pub criu: CriuSection,
+    /// What Prometheus may read.
+    #[serde(default)]
+    pub metrics: MetricsSection,
     /// The daemon's own log.
     #[serde(default)]
     pub log: LogSection,
@@ -239,6 +245,14 @@ impl Default for CgroupSection {
 pub struct CriuSection {
     /// The program; looked for in the usual places otherwise.
     pub path: Option<PathBuf>,
+}
+
+/// `[metrics]`
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetricsSection {
+    /// Where `GET /metrics` is answered to whoever comes. The API's socket has them in any case.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `[log]`

@@ -14,7 +14,7 @@ use super::watch::{self, Watched};
 use super::{Backend, DaemonError, Events};
 use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
 use crate::daemon::locks::{Locked, Locks};
-use crate::model::{ContainerState, ContainerStatus, Digest, EventKind, Name};
+use crate::model::{ContainerState, ContainerStatus, Digest, EventKind, Name, Usage};
 
 /// How long processes that were killed may take to be gone.
 const KILLED_WITHIN: Duration = Duration::from_secs(10);
@@ -161,6 +161,15 @@ impl Containers {
             this.backend.ps(locked.name())
         })
         .await
+    }
+
+    /// What they use: of all, or of one.
+    pub async fn usage(&self, name: Option<&Name>) -> Result<Vec<Usage>, DaemonError> {
+        let name = name.cloned();
+        let ask = move |backend: &dyn Backend| backend.usage(name.as_ref());
+        let mut all = self.read("what containers use", ask).await?;
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(all)
     }
 
     /// Sees to it that it has a shim: one that was killed is replaced.

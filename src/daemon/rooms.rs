@@ -5,12 +5,18 @@ use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::time::TimeValLike;
+use nix::time::{ClockId, clock_gettime};
+
 use super::backend::Say;
 use super::{Backend, Context, DaemonError, template};
 use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
+use crate::cgroup::Counts;
 use crate::container::shim::{self, ShimError};
 use crate::container::{self, ContainerError, Host, Record, place};
-use crate::model::{ContainerSpec, ContainerState, ContainerStatus, Digest, Lease, Name, User};
+use crate::model::{
+    ContainerSpec, ContainerState, ContainerStatus, Digest, Lease, Name, Usage, User,
+};
 use crate::oci::{self, Overrides};
 use crate::rootfs::StoreError;
 
@@ -152,6 +158,16 @@ impl Backend for Rooms {
         Ok(all.into_iter().map(process).collect())
     }
 
+    fn usage(&self, name: Option<&Name>) -> Result<Vec<Usage>, DaemonError> {
+        let all = match name {
+            Some(name) => vec![self.status(name)?],
+            None => self.list()?,
+        };
+        all.into_iter()
+            .map(|status| self.usage_of(status))
+            .collect()
+    }
+
     fn log(&self, name: &Name) -> PathBuf {
         self.host().log(name)
     }
@@ -236,6 +252,30 @@ impl Backend for Rooms {
 }
 
 impl Rooms {
+    fn usage_of(&self, status: ContainerStatus) -> Result<Usage, DaemonError> {
+        use ContainerState::{Arriving, Creating, Stopped};
+        let name = status.spec.name;
+        let counts = match status.state {
+            Stopped => Counts::missing("the container has ended"),
+            Creating | Arriving => Counts::missing("the container is not there yet"),
+            _ => self.host().cgroup(&name).counts(),
+        };
+        let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_err(|errno| DaemonError::Io {
+            what: "read the clock".to_owned(),
+            source: errno.into(),
+        })?;
+        Ok(Usage {
+            name,
+            state: status.state,
+            at_us: u64::try_from(now.num_microseconds()).unwrap_or_default(),
+            cpu: counts.cpu,
+            memory: counts.memory,
+            pids: counts.pids,
+            io: counts.io,
+            pressure: counts.pressure,
+        })
+    }
+
     fn host(&self) -> &Host {
         &self.context.host
     }

@@ -84,7 +84,15 @@ async fn serve(context: Arc<Context>) -> Result<(), DaemonError> {
         .map_err(io(format!("listen at {door} (peer.listen)")))?;
 
     let tasks = TaskTracker::new();
-    tasks.spawn(server::serve(api, Arc::clone(&daemon)));
+    let metrics = server::count(&daemon);
+    if let Some(address) = context.config.metrics.listen {
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(io(format!("listen at {address} (metrics.listen)")))?;
+        let served = server::serve_metrics(listener, Arc::clone(&daemon), Arc::clone(&metrics));
+        tasks.spawn(served);
+    }
+    tasks.spawn(server::serve(api, Arc::clone(&daemon), metrics));
     if let Some(outside) = &daemon.outside {
         let migrations = Arc::clone(&outside.migrations);
         let stopping = daemon.stopping.clone();

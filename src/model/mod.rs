@@ -13,6 +13,7 @@ pub mod options;
 pub mod span;
 pub mod spec;
 pub mod time;
+pub mod usage;
 
 pub use amount::{Bytes, PAGE_SIZE, Pages, Rate};
 pub use event::{Event, EventKind};
@@ -26,3 +27,6 @@ pub use options::{
 };
 pub use span::{OpenStep, Span, Spans, Step};
 pub use spec::{ContainerSpec, ContainerState, ContainerStatus, Limits, User};
+pub use usage::{
+    CpuUsage, IoUsage, MemoryUsage, PidsUsage, Pressure, Pressures, Reading, Stall, Usage,
+};

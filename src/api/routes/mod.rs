@@ -6,8 +6,10 @@ mod events;
 mod exec;
 mod host;
 mod logs;
+pub mod metrics;
 mod migrations;
 mod peers;
+mod stats;
 mod templates;
 
 use std::sync::Arc;
@@ -44,6 +46,7 @@ pub fn all() -> Router<Arc<Daemon>> {
         .route("/containers/{name}/stop", post(containers::stop))
         .route("/containers/{name}/kill", post(containers::kill))
         .route("/containers/{name}/ps", get(containers::ps))
+        .route("/containers/{name}/stats", get(stats::one))
         .route("/containers/{name}/exec", post(exec::exec))
         .route("/containers/{name}/logs", get(logs::logs))
         .route("/containers/{name}/migrate", post(migrations::migrate))
@@ -56,6 +59,8 @@ pub fn all() -> Router<Arc<Daemon>> {
         )
         .route("/migrations/{id}/progress", get(migrations::progress))
         .route("/migrations/{id}/resolve", post(migrations::resolve))
+        .route("/stats", get(stats::all))
+        .route("/metrics", get(metrics::metrics))
         .route("/events", get(events::events))
         .route("/templates", get(templates::list))
         .route("/templates/{name}/build", post(templates::build))
