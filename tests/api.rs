@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 struct Fake {
     dir: PathBuf,
     all: Mutex<BTreeMap<Name, ContainerStatus>>,
+    /// Those that are not to run.
+    stopped: Mutex<BTreeSet<Name>>,
     /// How long each start takes.
     slow: Duration,
 }
@@ -72,6 +74,7 @@ impl Backend for Fake {
                 },
                 ports: vec![],
                 limits: request.limits.clone(),
+                restart: request.restart.unwrap_or_default(),
                 lease: Lease {
                     address,
                     prefix: 24,
@@ -88,6 +91,7 @@ impl Backend for Fake {
             pid: None,
             created_at: 1,
             exit_code: None,
+            restarts: 0,
             migration: None,
         };
         self.all
@@ -99,6 +103,26 @@ impl Backend for Fake {
     fn start(&self, name: &Name) -> Result<(), DaemonError> {
         std::thread::sleep(self.slow);
         self.change(name, |status| status.state = ContainerState::Running)
+    }
+    fn stop(&self, name: &Name) -> Result<(), DaemonError> {
+        self.stopped.lock().unwrap().insert(name.clone());
+        if self.status(name)?.state == ContainerState::Running {
+            self.kill(name, libc::SIGTERM, false)?;
+        }
+        Ok(())
+    }
+    fn restart_after(&self, name: &Name) -> Result<Option<Duration>, DaemonError> {
+        let status = self.status(name)?;
+        let again = status.spec.restart == Restart::Always
+            && status.state == ContainerState::Stopped
+            && !self.stopped.lock().unwrap().contains(name);
+        Ok(again.then_some(Duration::from_millis(20)))
+    }
+    fn restart(&self, name: &Name) -> Result<(), DaemonError> {
+        self.change(name, |status| {
+            status.state = ContainerState::Running;
+            status.restarts += 1;
+        })
     }
     fn kill(&self, name: &Name, signal: i32, _: bool) -> Result<(), DaemonError> {
         self.change(name, |status| {
@@ -210,6 +234,7 @@ fn given_a_daemon() -> Served {
     let fake = Arc::new(Fake {
         dir: dir.path().to_owned(),
         all: Mutex::default(),
+        stopped: Mutex::default(),
         slow: Duration::from_millis(100),
     });
     let stopping = CancellationToken::new();
@@ -309,6 +334,45 @@ async fn raw(socket: &Path, request: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_is_started_again_unless_it_was_stopped() {
+    let served = given_a_daemon();
+    let body = json!({"name": "web", "template": "busybox", "start": true, "restart": "always"});
+    let made: ContainerStatus = served.client.post("/v1/containers", &body).await.unwrap();
+    assert_eq!(made.spec.restart, Restart::Always);
+    let kill = json!({"signal": "KILL"});
+    served
+        .client
+        .tell("/v1/containers/web/kill", &kill)
+        .await
+        .unwrap();
+    let restarts = async || {
+        let status: ContainerStatus = served.client.get("/v1/containers/web").await.unwrap();
+        (status.state, status.restarts)
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while restarts().await != (ContainerState::Running, 1) {
+        assert!(Instant::now() < deadline, "{:?}", restarts().await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let stopped: ContainerStatus = served
+        .client
+        .post("/v1/containers/web/stop", &json!({}))
+        .await
+        .unwrap();
+    assert_eq!(stopped.state, ContainerState::Stopped);
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(restarts().await, (ContainerState::Stopped, 1));
+
+    let wrong = json!({"name": "two", "template": "busybox", "restart": "sometimes"});
+    let refused = served
+        .client
+        .post::<ContainerStatus>("/v1/containers", &wrong)
+        .await;
+    let error = check_refused(refused, "bad-field");
+    assert_eq!(error.field.as_deref(), Some("restart"));
 }
 
 #[tokio::test]

@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use godwit::cgroup::CgroupRoot;
 use godwit::container::{self, ContainerError, ExecRequest, Host};
-use godwit::model::{Bytes, ContainerSpec, ContainerState, Digest, Lease, Limits, Mac, Name, User};
+use godwit::model::{
+    Bytes, ContainerSpec, ContainerState, Digest, Lease, Limits, Mac, Name, Restart, User,
+};
 use godwit::net::{Network, NetworkConfig};
 use godwit::rootfs::ImageStore;
 
@@ -139,6 +141,7 @@ impl World {
             },
             ports: Vec::new(),
             limits: Limits::default(),
+            restart: Restart::No,
             lease: Lease {
                 address,
                 prefix: 24,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Bytes, ContainerStatus, Digest, Event, Finding, Lease, Limits, MigrationId, MigrationOptions,
-    MigrationReport, Name, Progress, Side,
+    MigrationReport, Name, Progress, Restart, Side,
 };
 
 /// Why a request was not carried out.
@@ -51,6 +51,9 @@ pub struct CreateRequest {
     /// What it may use; what is absent here comes from the template.
     #[serde(default)]
     pub limits: Limits,
+    /// When its command is started again, instead of the template's: `no`, `on-failure`, `on-failure:N`, `always`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
     /// Whether to start it at once.
     #[serde(default)]
     pub start: bool,

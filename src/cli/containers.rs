@@ -198,6 +198,10 @@ fn describe(status: &ContainerStatus) -> String {
     let cores = spec.limits.cpu_millis.map(|m| m as f64 / 1000.0);
     row("core limit", or_dash(cores));
     row("process limit", or_dash(spec.limits.pids));
+    row(
+        "restart",
+        format!("{} ({} times)", spec.restart, status.restarts),
+    );
     row("handed over", format!("{} times", status.generation.0));
     row("migration", or_dash(status.migration));
     table.trim_fmt()

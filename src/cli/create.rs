@@ -10,7 +10,7 @@ use super::output::Failure;
 use super::values;
 use super::{Session, progress, table};
 use crate::api::types::CreateRequest;
-use crate::model::{Bytes, ContainerStatus, Digest, Limits, Name};
+use crate::model::{Bytes, ContainerStatus, Digest, Limits, Name, Restart};
 
 /// What a container is to be.
 #[derive(Debug, Args)]
@@ -39,6 +39,12 @@ pub struct Wish {
     /// The most processes and threads it may have.
     #[arg(long, value_name = "NUMBER", conflicts_with = "id", value_parser = clap::value_parser!(u64).range(1..))]
     pids: Option<u64>,
+    /// When its command is started again after it has ended: no, on-failure, on-failure:N (at most N times), always.
+    ///
+    /// One that was stopped with `godwit stop` is not. The pause before is a tenth of a second, and twice as long each
+    /// time that it ended soon again, up to a minute. The template says so where nothing is said, else it is "no".
+    #[arg(long, value_name = "POLICY", conflicts_with = "id")]
+    restart: Option<Restart>,
     /// The command and its arguments, instead of the template's.
     #[arg(last = true, conflicts_with = "id", value_name = "COMMAND")]
     command: Vec<String>,
@@ -66,6 +72,7 @@ impl Wish {
                 cpu_millis: self.cpus,
                 pids: self.pids,
             },
+            restart: self.restart,
             start,
         };
         let status: ContainerStatus = session.client.post("/v1/containers", &request).await?;

@@ -17,6 +17,7 @@ use super::output::Failure;
 #[command(after_help = "Example:
   godwit run --template redis --name cache
   godwit run --template busybox --name ticker --ip 10.87.0.20 --env TZ=UTC -- sleep 3600
+  godwit run --template redis --name web --restart on-failure:5
   godwit run --bundle /tmp/bundle web")]
 pub struct Run {
     // First: its id is the first word, and the template's command the last ones.

@@ -24,7 +24,7 @@ pub struct Stop {
     /// The containers.
     #[arg(value_name = "NAME", required_unless_present = "all")]
     names: Vec<Name>,
-    /// All that run.
+    /// All that run, or may be started again.
     #[arg(short, long, conflicts_with = "names")]
     all: bool,
     /// How long they may take to end by themselves, in seconds.
@@ -36,10 +36,13 @@ impl Stop {
     pub async fn run(self, session: &Session) -> Result<ExitCode, Failure> {
         let names = if self.all {
             let all: Vec<ContainerStatus> = session.client.get("/v1/containers").await?;
-            let running = all
-                .into_iter()
-                .filter(|status| status.state == ContainerState::Running);
-            running.map(|status| status.spec.name).collect()
+            let to_stop = all.into_iter().filter(|status| match status.state {
+                ContainerState::Running => true,
+                // It may be about to be started again.
+                ContainerState::Stopped => !status.spec.restart.is_no(),
+                _ => false,
+            });
+            to_stop.map(|status| status.spec.name).collect()
         } else {
             self.names
         };

@@ -16,6 +16,7 @@
 //! In reading order: [`host`] and [`record`] say what there is, [`place`] makes what is not a process, [`init`] and
 //! [`shim`] make the processes, and the verbs put it together.
 
+mod again;
 pub mod create;
 pub mod delete;
 mod error;
@@ -25,6 +26,7 @@ mod identity;
 pub mod init;
 pub mod kill;
 pub mod place;
+mod policy;
 pub mod ps;
 pub mod record;
 pub mod shim;
@@ -33,6 +35,7 @@ pub mod state;
 pub mod status;
 mod undo;
 
+pub use again::{restart, restart_after, stop};
 pub use create::create;
 pub use delete::delete;
 pub use error::ContainerError;

@@ -27,6 +27,25 @@ pub struct Record {
     pub migration: Option<MigrationId>,
     /// How it ended, once that is known.
     pub exit_code: Option<i32>,
+    /// What its restart goes by.
+    #[serde(default)]
+    pub life: Life,
+}
+
+/// What is remembered of a container so that it can be started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Life {
+    /// Whether its command is to run: somebody has started it, and nobody has stopped it since.
+    pub wanted: bool,
+    /// When its command was last started, seconds since the epoch.
+    pub started_at: u64,
+    /// When its end was seen, seconds since the epoch.
+    pub ended_at: u64,
+    /// How often it was started again since a person has started it.
+    pub restarts: u32,
+    /// How often of these in a row it had ended soon.
+    pub quick: u32,
 }
 
 impl Record {
@@ -40,6 +59,7 @@ impl Record {
             state: ContainerState::Creating,
             migration: None,
             exit_code: None,
+            life: Life::default(),
         }
     }
 

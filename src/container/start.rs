@@ -1,7 +1,11 @@
 //! The command of a container begins to run.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::record::Life;
 use super::shim::Client;
 use super::state::{Verb, allow};
+use super::status::Seen;
 use super::undo::Undo;
 use super::{ContainerError, Host, Record, create, place, status};
 use crate::model::{ContainerState, Name};
@@ -14,6 +18,37 @@ use crate::model::{ContainerState, Name};
 pub fn start(host: &Host, name: &Name) -> Result<i32, ContainerError> {
     let (mut record, seen) = status::look(host, name)?;
     allow(name, seen.state, Verb::Start)?;
+    record.life = Life {
+        wanted: true,
+        started_at: now(),
+        ..Life::default()
+    };
+    let ran = run(host, record, seen);
+    if ran.is_err()
+        && let Ok(mut record) = Record::load(host, name)
+    {
+        // Whoever asked is told, and asks again.
+        record.life.wanted = false;
+        record.save(host)?;
+    }
+    ran
+}
+
+/// The same by what its spec says, of a command that has ended: what is remembered of it stays.
+pub(super) fn start_again(host: &Host, name: &Name) -> Result<i32, ContainerError> {
+    let (record, seen) = status::look(host, name)?;
+    allow(name, seen.state, Verb::Start)?;
+    run(host, record, seen)
+}
+
+/// The time, in seconds since the epoch.
+pub(super) fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.unwrap_or_default().as_secs()
+}
+
+fn run(host: &Host, mut record: Record, seen: Seen) -> Result<i32, ContainerError> {
+    let name = &record.spec.name.clone();
     let mut shim = if seen.state == ContainerState::Created {
         let run = host.run(name);
         Client::connect(&run).map_err(ContainerError::shim("reach the shim of", name))?

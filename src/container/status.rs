@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::ps::inner_pid;
 use super::shim::{Client, Exit, ShimError, ShimState, exit_of};
-use super::{ContainerError, Host, Record, create, place};
+use super::{ContainerError, Host, Record, create, place, start};
 use crate::cgroup::Cgroup;
 use crate::model::{ContainerState, ContainerStatus, Name};
 
@@ -94,6 +94,7 @@ pub fn status(host: &Host, name: &Name) -> Result<ContainerStatus, ContainerErro
         pid: seen.pid,
         created_at: record.created_at,
         exit_code: seen.exit.and_then(|exit| exit.code),
+        restarts: record.life.restarts,
         migration: record.migration,
     })
 }
@@ -150,6 +151,9 @@ pub fn wait(host: &Host, name: &Name, wait: Duration) -> Result<Option<Exit>, Co
 pub fn settle(host: &Host, name: &Name) -> Result<ContainerStatus, ContainerError> {
     let (mut record, seen) = look(host, name)?;
     if seen.state == ContainerState::Stopped {
+        if record.state != ContainerState::Stopped {
+            record.life.ended_at = start::now();
+        }
         record.state = ContainerState::Stopped;
         record.exit_code = seen.exit.and_then(|exit| exit.code);
         record.save(host)?;

@@ -1,6 +1,6 @@
 //! Life of a container on the real kernel.
 
-use crate::model::{ContainerSpec, Digest, Lease, Limits, Mac, User};
+use crate::model::{ContainerSpec, Digest, Lease, Limits, Mac, Restart, User};
 
 /// A spec to begin with.
 pub(super) fn spec(name: &str, command: &[&str]) -> ContainerSpec {
@@ -19,6 +19,7 @@ pub(super) fn spec(name: &str, command: &[&str]) -> ContainerSpec {
         },
         ports: Vec::new(),
         limits: Limits::default(),
+        restart: Restart::No,
         lease: Lease {
             address,
             prefix: 24,

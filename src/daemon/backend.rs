@@ -23,6 +23,13 @@ pub trait Backend: Send + Sync + 'static {
     fn create(&self, request: &CreateRequest, say: Say<'_>) -> Result<(), DaemonError>;
     /// Starts its command.
     fn start(&self, name: &Name) -> Result<(), DaemonError>;
+    /// From now on its command is to have ended, and nothing but a person starts it again; where it runs it is asked
+    /// to end, which is not waited for.
+    fn stop(&self, name: &Name) -> Result<(), DaemonError>;
+    /// After which pause its command, which has ended, is to be started again; none when it is not.
+    fn restart_after(&self, name: &Name) -> Result<Option<Duration>, DaemonError>;
+    /// Starts it again because of that.
+    fn restart(&self, name: &Name) -> Result<(), DaemonError>;
     /// Sends a signal to its first process, or to all.
     fn kill(&self, name: &Name, signal: i32, all: bool) -> Result<(), DaemonError>;
     /// Removes it and everything of it. What is already gone is no failure.

@@ -97,8 +97,8 @@ impl Containers {
         .await
     }
 
-    /// Has its command end: asks it to (SIGTERM), and kills all of it when it still runs after `patience`. One that
-    /// has ended is content. Nobody else is kept waiting meanwhile.
+    /// Has its command end for good: asks it to (SIGTERM), and kills all of it when it still runs after `patience`.
+    /// One that has ended is not started again. Nobody else is kept waiting meanwhile.
     pub async fn stop(
         &self,
         name: &Name,
@@ -107,9 +107,7 @@ impl Containers {
         let runs = self.work(name, Request::Stop, |this, locked| {
             let name = locked.name();
             let runs = this.backend.status(name)?.state == ContainerState::Running;
-            if runs {
-                this.backend.kill(name, libc::SIGTERM, false)?;
-            }
+            this.backend.stop(name)?;
             Ok(runs)
         });
         if runs.await? && !self.ends_within(name, patience).await? {
@@ -225,7 +223,11 @@ impl Containers {
     /// Part of the work, not of the answer: a client that hangs up must not leave its container unwatched.
     fn status_and_watch(&self, name: &Name) -> Result<ContainerStatus, DaemonError> {
         let status = self.backend.status(name)?;
-        if status.state == ContainerState::Running {
+        // One that has ended already has its end concluded, too.
+        if matches!(
+            status.state,
+            ContainerState::Running | ContainerState::Stopped
+        ) {
             self.watch(name.clone());
         }
         Ok(status)

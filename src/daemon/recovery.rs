@@ -61,12 +61,19 @@ pub async fn recover(context: &Arc<Context>, daemon: &Daemon) -> Result<(), Daem
     Ok(())
 }
 
-/// Returns the containers that run.
+/// Returns the containers that run, or are to run again.
 fn recover_containers(context: &Context) -> Result<Vec<Name>, DaemonError> {
     let mut running = Vec::new();
     for name in names(&context.config)? {
         match recover_one(context, &name) {
             Ok(Action::Watch) => running.push(name),
+            // It is to run: who watches it starts it again. One that was handed over has no record any more, or is
+            // left to its migration.
+            Ok(Action::Keep | Action::Settle) => {
+                if container::restart_after(&context.host, &name).is_ok_and(|p| p.is_some()) {
+                    running.push(name);
+                }
+            }
             Ok(_) => {}
             Err(e) => {
                 tracing::error!(container = %name, "it could not be recovered: {}", chain(&e))

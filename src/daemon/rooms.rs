@@ -82,6 +82,7 @@ impl Rooms {
             command: request.command.clone(),
             env: request.env.clone(),
             limits: request.limits.clone(),
+            restart: request.restart,
         };
         let lower = self.context.images.lower(image);
         let name = request.name.clone();
@@ -114,6 +115,19 @@ impl Backend for Rooms {
 
     fn start(&self, name: &Name) -> Result<(), DaemonError> {
         container::start(self.host(), name)?;
+        Ok(())
+    }
+
+    fn stop(&self, name: &Name) -> Result<(), DaemonError> {
+        Ok(container::stop(self.host(), name)?)
+    }
+
+    fn restart_after(&self, name: &Name) -> Result<Option<Duration>, DaemonError> {
+        Ok(container::restart_after(self.host(), name)?)
+    }
+
+    fn restart(&self, name: &Name) -> Result<(), DaemonError> {
+        container::restart(self.host(), name)?;
         Ok(())
     }
 

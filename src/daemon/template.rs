@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::api::types::TemplateInfo;
-use crate::model::{Limits, Name};
+use crate::model::{Limits, Name, Restart};
 use crate::oci::account::{Account, UserWish};
 use crate::oci::{self, Defaults, OciError, Rootfs, Template};
 use crate::rootfs::ImageStore;
@@ -67,6 +67,7 @@ pub fn of_bare_image() -> Template {
             },
             ports: Vec::new(),
             limits: Limits::default(),
+            restart: Restart::No,
         },
     }
 }

@@ -1,4 +1,5 @@
-//! One thread per running container: tends to it, and draws the conclusion when its command ends.
+//! One thread per running container: tends to it, draws the conclusion when its command ends, and starts it again where
+//! its spec says so.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -58,7 +59,10 @@ pub(super) fn watch(containers: &Containers, name: Name) {
             loop {
                 let seen = this.watched.wishes(&watched);
                 // Deleted or moved away meanwhile: whoever did it has told so.
-                let _ = until_it_ends(&this, &watched, &runtime);
+                let ended = until_it_ends(&this, &watched, &runtime);
+                if ended.is_ok() && again(&this, &watched, &runtime) {
+                    continue;
+                }
                 if this.watched.end(&watched, seen) {
                     break;
                 }
@@ -97,6 +101,42 @@ fn until_it_ends(this: &Containers, name: &Name, runtime: &Handle) -> Result<(),
         }
         return Ok(());
     }
+}
+
+/// Starts the command again that has ended, if its spec says so and nobody has anything against it, after the pause.
+/// Whether it, or something in its place, is to be watched on is told.
+fn again(this: &Containers, name: &Name, runtime: &Handle) -> bool {
+    loop {
+        // Deleted meanwhile, it has no policy.
+        let Ok(Some(pause)) = this.backend.restart_after(name) else {
+            return false;
+        };
+        tracing::info!(container = %name, ?pause, "its command is started again after a pause");
+        thread::sleep(pause);
+        match runtime.block_on(this.locks.lock(name)) {
+            Ok(_locked) => match start_again(this, name) {
+                Ok(going_on) => return going_on,
+                // That was counted as another try.
+                Err(e) => {
+                    tracing::warn!(container = %name, "it does not start again: {}", e.chain())
+                }
+            },
+            Err(e) => {
+                tracing::warn!(container = %name, "it is not started again now: {}", e.chain())
+            }
+        }
+    }
+}
+
+/// Under its lock: it may have been stopped, started, deleted or made anew in the pause.
+fn start_again(this: &Containers, name: &Name) -> Result<bool, DaemonError> {
+    if this.backend.restart_after(name)?.is_none() {
+        let running = this.backend.status(name)?.state == ContainerState::Running;
+        return Ok(running);
+    }
+    this.backend.restart(name)?;
+    this.events.container(name, ContainerState::Running);
+    Ok(true)
 }
 
 #[cfg(test)]

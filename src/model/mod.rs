@@ -10,6 +10,7 @@ pub mod id;
 pub mod lease;
 pub mod migration;
 pub mod options;
+pub mod restart;
 pub mod span;
 pub mod spec;
 pub mod time;
@@ -25,6 +26,7 @@ pub use options::{
     ChoiceError, Compress, MigrationOptions, OnNoConvergence, OptionError, RestoreChoice,
     TrackerChoice,
 };
+pub use restart::{Restart, RestartError};
 pub use span::{OpenStep, Span, Spans, Step};
 pub use spec::{ContainerSpec, ContainerState, ContainerStatus, Limits, User};
 pub use usage::{

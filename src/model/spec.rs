@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, Digest, Generation, Lease, Name};
+use super::{Bytes, Digest, Generation, Lease, Name, Restart};
 
 /// Everything that makes a container, the same on every host it lives on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +28,10 @@ pub struct ContainerSpec {
     pub ports: Vec<u16>,
     /// What it may use.
     pub limits: Limits,
+    /// When its command is started again. Not told to other hosts where it never is, which is what those of an
+    /// earlier version do.
+    #[serde(default, skip_serializing_if = "Restart::is_no")]
+    pub restart: Restart,
     /// Its network identity.
     pub lease: Lease,
 }
@@ -93,6 +97,9 @@ pub struct ContainerStatus {
     /// How its command ended: the exit code, or 128 + the signal's number. Absent while it runs, and when
     /// it could not be learnt.
     pub exit_code: Option<i32>,
+    /// How often it was started again, by what its spec says of that, since a person has started it.
+    #[serde(default)]
+    pub restarts: u32,
     /// The migration it is part of, in the states `migrating`, `arriving` and `in-doubt`.
     pub migration: Option<super::MigrationId>,
 }

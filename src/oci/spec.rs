@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 
 use super::rule::{Origin, check_command, check_env};
 use super::{OciError, Template, account};
-use crate::model::{ContainerSpec, Digest, Lease, Limits, Name};
+use crate::model::{ContainerSpec, Digest, Lease, Limits, Name, Restart};
 
 /// Where programs are looked for, unless the template or the request says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -28,6 +28,8 @@ pub struct Overrides {
     pub env: Vec<String>,
     /// Each limit that is set stands in the place of the template's.
     pub limits: Limits,
+    /// Instead of the template's.
+    pub restart: Option<Restart>,
 }
 
 /// What the container `name` is: the template, with its user looked up in the image at `lower` (whose digest
@@ -86,6 +88,7 @@ pub fn resolve(
         user: resident.user,
         ports: defaults.ports.clone(),
         limits: limits(&request, &defaults.limits, &overrides.limits)?,
+        restart: overrides.restart.unwrap_or(defaults.restart),
         lease,
     })
 }
@@ -239,10 +242,12 @@ mod test {
                 memory: Some(Bytes(1 << 20)),
                 ..Limits::default()
             },
+            restart: Some(Restart::Always),
         };
         let spec = resolved(image.path(), &overrides).unwrap();
         assert_eq!(spec.command, ["sh"]);
         assert!(spec.env.contains(&"SIZE=small".to_owned()));
+        assert_eq!(spec.restart, Restart::Always);
         assert!(spec.env.contains(&"NEW=".to_owned()));
         assert_eq!(
             (spec.limits.memory, spec.limits.pids),
@@ -260,6 +265,7 @@ mod test {
                 pids,
                 ..Limits::default()
             },
+            restart: None,
         };
         for (wrong, part) in [
             (overrides(Some(vec![]), &[], None), "command"),

@@ -14,7 +14,7 @@ use super::quantity::{self, Memory};
 use super::rule::{
     Origin, check_command, check_env, is_absolute, is_package, is_suite, relative_path,
 };
-use crate::model::{Limits, Name};
+use crate::model::{Limits, Name, Restart};
 
 /// A template that keeps all the rules.
 #[derive(Debug, Clone, PartialEq)]
@@ -92,6 +92,8 @@ pub struct Defaults {
     pub ports: Vec<u16>,
     /// What it may use.
     pub limits: Limits,
+    /// When its command is started again.
+    pub restart: Restart,
 }
 
 #[derive(Deserialize)]
@@ -124,6 +126,7 @@ struct RawContainer {
     ports: Vec<u16>,
     #[serde(default)]
     limits: RawLimits,
+    restart: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -229,6 +232,11 @@ fn defaults(origin: &Origin, raw: RawContainer) -> Result<Defaults, OciError> {
     }
     ports.sort_unstable();
     ports.dedup();
+    let restart = raw.restart.as_deref().unwrap_or("no");
+    let restart = restart.parse().map_err(|_| {
+        let rule = "it is no, on-failure, on-failure:5 or always";
+        origin.wrong("container.restart", restart, rule)
+    })?;
     Ok(Defaults {
         command,
         env: raw.env,
@@ -236,6 +244,7 @@ fn defaults(origin: &Origin, raw: RawContainer) -> Result<Defaults, OciError> {
         user: wish,
         ports,
         limits: limits(origin, &raw.limits)?,
+        restart,
     })
 }
 
@@ -397,6 +406,10 @@ mod test {
         check_refused(
             &with("limits = { cpus = -1 }"),
             &["container.limits.cpus", "-1"],
+        );
+        check_refused(
+            &with("restart = \"sometimes\""),
+            &["container.restart", "sometimes"],
         );
         check_refused(&with("limits = { pids = 0 }"), &["container.limits.pids"]);
         check_refused(

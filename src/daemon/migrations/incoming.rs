@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::remains;
+use crate::container::record::Life;
 use crate::container::{Record, place};
 use crate::daemon::Context;
 use crate::migration::Cause;
@@ -37,6 +38,12 @@ impl Incoming {
             state,
             migration: on_the_way.then_some(self.id),
             exit_code: None,
+            // Whoever has it restarted does so here from now on: it has run, wherever that was, since it was made.
+            life: Life {
+                wanted: true,
+                started_at: self.created_at,
+                ..Life::default()
+            },
         }
     }
 
