@@ -321,7 +321,10 @@ impl Planned {
     /// Refuses one that exists already and has somebody in it.
     pub fn check_free(&self) -> Result<(), CgroupError> {
         let group = Group::at(self.path(), Driver::CgroupFs);
-        group.exists().then(|| group.check_free()).unwrap_or(Ok(()))
+        match group.exists() {
+            true => group.check_free(),
+            false => Ok(()),
+        }
     }
 
     /// Makes it. One that exists already will do if nobody is in it.
