@@ -1,6 +1,7 @@
-//! What is said to systemd: start this scope, change its limits (org.freedesktop.systemd1(5)).
+//! What is said to systemd: start this scope, change its limits (org.freedesktop.systemd1(5)). It is said over the
+//! system's bus; systemd's private socket speaks a dialect of its own that the library does not.
 
-use zbus::blocking::{Connection, Proxy, connection::Builder};
+use zbus::blocking::{Connection, Proxy};
 use zbus::zvariant::{OwnedObjectPath, Value};
 
 use super::unit::{Property, Unit};
@@ -9,16 +10,14 @@ const SERVICE: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const EXISTS: &str = "org.freedesktop.systemd1.UnitExists";
-/// systemd's own socket, for root where there is no bus.
-const PRIVATE: &str = "unix:path=/run/systemd/private";
 
 /// Starts a scope with this process in it, and waits until that has happened. Returns the path of its cgroup, below the
 /// root of systemd's hierarchy.
 pub fn start(unit: &Unit, pid: u32, limits: &[Property]) -> zbus::Result<String> {
-    let connection = connect()?;
+    let connection = Connection::system()?;
     let manager = Proxy::new(&connection, SERVICE, PATH, MANAGER)?;
-    // Without it no signals are sent over the bus; over the private socket they always are.
-    let _ = manager.call_method("Subscribe", &());
+    // Without it no signals are sent.
+    manager.call_method("Subscribe", &())?;
     let ended = manager.receive_signal("JobRemoved")?;
     let ask = || -> zbus::Result<OwnedObjectPath> {
         let more: Vec<(&str, Vec<(&str, Value<'_>)>)> = Vec::new();
@@ -64,7 +63,7 @@ fn cgroup(connection: &Connection, manager: &Proxy<'_>, unit: &Unit) -> zbus::Re
 
 /// Lets a unit know of new limits, until it ends.
 pub fn update(name: &str, limits: &[Property]) -> zbus::Result<()> {
-    let connection = connect()?;
+    let connection = Connection::system()?;
     let manager = Proxy::new(&connection, SERVICE, PATH, MANAGER)?;
     let limits: Vec<_> = limits.iter().map(limit).collect();
     manager.call_method("SetUnitProperties", &(name, true, limits))?;
@@ -73,7 +72,7 @@ pub fn update(name: &str, limits: &[Property]) -> zbus::Result<()> {
 
 /// Ends a unit, and forgets that it failed. That there is none is no error.
 pub fn stop(name: &str) -> zbus::Result<()> {
-    let connection = connect()?;
+    let connection = Connection::system()?;
     let manager = Proxy::new(&connection, SERVICE, PATH, MANAGER)?;
     for (method, arguments) in [("StopUnit", Some("replace")), ("ResetFailedUnit", None)] {
         let asked = match arguments {
@@ -86,14 +85,6 @@ pub fn stop(name: &str) -> zbus::Result<()> {
         }
     }
     Ok(())
-}
-
-fn connect() -> zbus::Result<Connection> {
-    match Connection::system() {
-        Ok(connection) => Ok(connection),
-        // What the bus has said is what people can do something about.
-        Err(error) => Builder::address(PRIVATE)?.p2p().build().map_err(|_| error),
-    }
 }
 
 fn properties<'a>(unit: &'a Unit, pid: u32, limits: &'a [Property]) -> Vec<(&'a str, Value<'a>)> {
