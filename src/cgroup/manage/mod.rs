@@ -16,6 +16,7 @@
 //! ```
 
 pub mod device;
+mod make;
 pub mod place;
 pub mod plan;
 mod stats;
@@ -25,7 +26,6 @@ pub use place::Driver;
 pub use stats::Stats;
 
 use std::fs::{self, File};
-use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -312,91 +312,6 @@ fn program(listed: &[LinuxDeviceCgroup]) -> Result<Vec<bpf::Instruction>, Cgroup
     Ok(device::program(&device::rules(listed)?))
 }
 
-impl Planned {
-    /// Where it will be.
-    pub fn path(&self) -> PathBuf {
-        place::directory(&self.root, &self.names)
-    }
-
-    /// Refuses one that exists already and has somebody in it.
-    pub fn check_free(&self) -> Result<(), CgroupError> {
-        let group = Group::at(self.path(), Driver::CgroupFs);
-        match group.exists() {
-            true => group.check_free(),
-            false => Ok(()),
-        }
-    }
-
-    /// Makes it. One that exists already will do if nobody is in it.
-    pub fn create(self) -> Result<Group, CgroupError> {
-        let mut made = Vec::new();
-        let result = self.make(&mut made);
-        if result.is_err() {
-            // The first error is the one to tell; others may have put something in what we made meanwhile.
-            for directory in made.iter().rev() {
-                let _ = fs::remove_dir(directory);
-            }
-        }
-        result
-    }
-
-    /// Makes it, and tells which directories are new, whatever becomes of the rest.
-    fn make(&self, made: &mut Vec<PathBuf>) -> Result<Group, CgroupError> {
-        if let Some(unit) = &self.unit {
-            return self.make_scope(unit);
-        }
-        let mut path = self.root.clone();
-        for name in &self.names {
-            hand_down(&path, &self.settings)?;
-            path.push(name);
-            match fs::create_dir(&path) {
-                Ok(()) => made.push(path.clone()),
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(failed("make the cgroup", &path)(error)),
-            }
-        }
-        let group = Group::at(path, Driver::CgroupFs);
-        if made.last().map(PathBuf::as_path) != Some(group.path()) {
-            group.take_over()?;
-        }
-        self.furnish(&group)?;
-        Ok(group)
-    }
-
-    /// Has systemd make it. When that fails nothing is left: a scope goes with the last process in it.
-    fn make_scope(&self, unit: &Unit) -> Result<Group, CgroupError> {
-        let (anchor, path) = systemd::start(unit, &unit::properties(&self.settings))?;
-        let group = Group {
-            _anchor: Some(anchor),
-            ..Group::at(self.path(), Driver::Systemd)
-        };
-        if self.root.join(path.trim_start_matches('/')) != group.path() {
-            let why = format!("its cgroup is {path}, and not where its slice is");
-            return Err(CgroupError::Systemd {
-                operation: "place",
-                unit: unit.name.clone(),
-                why,
-            });
-        }
-        // Controllers that systemd does not know of are handed down by us.
-        let mut above = self.root.clone();
-        for name in &self.names {
-            hand_down(&above, &self.settings)?;
-            above.push(name);
-        }
-        self.furnish(&group)?;
-        Ok(group)
-    }
-
-    fn furnish(&self, group: &Group) -> Result<(), CgroupError> {
-        group.check_files(&self.settings)?;
-        for setting in self.settings.iter().filter(|setting| group.has(setting)) {
-            group.set(setting)?;
-        }
-        group.guard(&self.devices)
-    }
-}
-
 impl Group {
     /// Makes one that was there before ready for a container: nobody is in it, and it is not frozen.
     fn take_over(&self) -> Result<(), CgroupError> {
@@ -420,26 +335,6 @@ fn controllers(path: &Path) -> Result<Vec<String>, CgroupError> {
     let path = path.join("cgroup.controllers");
     let text = fs::read_to_string(&path).map_err(failed("read", &path))?;
     Ok(text.split_whitespace().map(str::to_owned).collect())
-}
-
-/// Lets children of `path` have all its controllers, for their limits and for what they tell. Only one that is needed
-/// and cannot be handed down is an error.
-fn hand_down(path: &Path, settings: &[Setting]) -> Result<(), CgroupError> {
-    let control = path.join("cgroup.subtree_control");
-    let has = fs::read_to_string(&control).map_err(failed("read", &control))?;
-    for controller in controllers(path)? {
-        if has.split_whitespace().any(|one| one == controller) {
-            continue;
-        }
-        let needed = settings
-            .iter()
-            .any(|setting| setting.required && setting.controller == controller);
-        let result = fs::write(&control, format!("+{controller}"));
-        if needed {
-            result.map_err(failed("hand a controller down in", &control))?;
-        }
-    }
-    Ok(())
 }
 
 fn processes_below(path: &Path, found: &mut Vec<i32>) -> Result<(), CgroupError> {

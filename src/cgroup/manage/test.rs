@@ -1,5 +1,6 @@
 //! Cgroups of bundles, on the real kernel.
 
+use std::io;
 use std::process::{Child, Command, Stdio};
 
 use super::*;
