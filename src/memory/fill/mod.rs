@@ -153,14 +153,7 @@ fn parse(mut arguments: impl Iterator<Item = OsString>) -> Option<(Place, bool)>
 }
 
 fn fill(place: &Place, successor: bool, guard: &OwnedFd) -> Result<(), MemoryError> {
-    let failed = |operation| {
-        let path = place.images.clone();
-        move |source| MemoryError::Fill {
-            operation,
-            path,
-            source,
-        }
-    };
+    let failed = |operation| failed(place, operation);
     // A descriptor and three files of each task and child.
     let limited = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
@@ -200,14 +193,7 @@ fn fill(place: &Place, successor: bool, guard: &OwnedFd) -> Result<(), MemoryErr
 }
 
 fn serve(place: &Place, successor: bool, guard: &OwnedFd, work: &Work) -> Result<(), MemoryError> {
-    let failed = |operation| {
-        let path = place.images.clone();
-        move |source| MemoryError::Fill {
-            operation,
-            path,
-            source,
-        }
-    };
+    let failed = |operation| failed(place, operation);
     let guard = guard
         .try_clone()
         .map_err(failed("duplicate its guard in"))?;
@@ -229,6 +215,15 @@ fn serve(place: &Place, successor: bool, guard: &OwnedFd, work: &Work) -> Result
         std::mem::forget(filler);
     }
     served
+}
+
+fn failed(place: &Place, operation: &'static str) -> impl FnOnce(io::Error) -> MemoryError + use<> {
+    let path = place.images.clone();
+    move |source| MemoryError::Fill {
+        operation,
+        path,
+        source,
+    }
 }
 
 /// The socket of the guard, which is this process's standard input; from now on that is empty.
