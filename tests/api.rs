@@ -75,6 +75,7 @@ impl Backend for Fake {
                 ports: vec![],
                 limits: request.limits.clone(),
                 restart: request.restart.unwrap_or_default(),
+                userns: godwit::model::Userns::Host,
                 lease: Lease {
                     address,
                     prefix: 24,

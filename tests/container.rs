@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use godwit::cgroup::CgroupRoot;
 use godwit::container::{self, ContainerError, ExecRequest, Host};
 use godwit::model::{
-    Bytes, ContainerSpec, ContainerState, Digest, Lease, Limits, Mac, Name, Restart, User,
+    Bytes, ContainerSpec, ContainerState, Digest, Lease, Limits, Mac, Name, Restart, User, Userns,
 };
 use godwit::net::{Network, NetworkConfig};
 use godwit::rootfs::ImageStore;
@@ -142,6 +142,7 @@ impl World {
             ports: Vec::new(),
             limits: Limits::default(),
             restart: Restart::No,
+            userns: Userns::Host,
             lease: Lease {
                 address,
                 prefix: 24,

@@ -1130,6 +1130,7 @@ fn a_standby_that_is_not_needed_leaves_the_tasks_as_they_were() {
     let workload = Workload::start(scratch.path(), 4);
     cgroup.add(&workload);
     let subject = Subject {
+        bound: Vec::new(),
         pid: workload.root,
         cgroup: godwit::cgroup::Cgroup::at(cgroup.0.clone()),
         images: images.path().to_owned(),

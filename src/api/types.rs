@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::{
     Bytes, ContainerStatus, Digest, Event, Finding, Lease, Limits, MigrationId, MigrationOptions,
-    MigrationReport, Name, Progress, Restart, Side,
+    MigrationReport, Name, Progress, Restart, Side, Userns,
 };
 
 /// Why a request was not carried out.
@@ -54,6 +54,9 @@ pub struct CreateRequest {
     /// When its command is started again, instead of the template's: `no`, `on-failure`, `on-failure:N`, `always`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
+    /// Whether it has a user namespace of its own, instead of the template's choice: `auto` (it has) or `host`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub userns: Option<Userns>,
     /// Whether to start it at once.
     #[serde(default)]
     pub start: bool,

@@ -24,6 +24,8 @@ pub struct Subject {
     pub images: PathBuf,
     /// The inode number of its network namespace, which stays outside of the images.
     pub netns_inode: u64,
+    /// What of the host is mounted in it, by its path, which is the same on every host.
+    pub bound: Vec<&'static str>,
     /// The paths of what it watches, in it, for those that CRIU would not find.
     pub watched: Vec<PathBuf>,
 }
@@ -31,10 +33,12 @@ pub struct Subject {
 impl Subject {
     /// What is asked of CRIU.
     pub(super) fn request(&self, page_server: i32) -> DumpRequest {
+        let mut external = vec![format!("net[{}]:{NETNS_KEY}", self.netns_inode)];
+        external.extend(self.bound.iter().map(|path| format!("mnt[{path}]:{path}")));
         DumpRequest {
             page_server: Some(Server::Passed(page_server)),
             freeze_cgroup: Some(self.cgroup.path().to_owned()),
-            external: vec![format!("net[{}]:{NETNS_KEY}", self.netns_inode)],
+            external,
             watched: self.watched.clone(),
             leave: Leave::Dead,
             ..DumpRequest::new(self.pid, &self.images)

@@ -25,6 +25,8 @@ pub struct Plan {
     pub root: PathBuf,
     /// The inode numbers by which the images name the pipes of standard output and error.
     pub stdio_inodes: [u64; 2],
+    /// What of the host is mounted in it, by its path here and there.
+    pub bound: Vec<PathBuf>,
     /// Who brings the memory that the images leave out; none where they leave out none.
     pub fill: Option<Arc<Guard>>,
 }
@@ -53,7 +55,9 @@ pub fn restore(
     for (inode, pipe) in plan.stdio_inodes.into_iter().zip(stdio) {
         inherit.push((format!("pipe:[{inode}]"), pipe));
     }
+    let bound = plan.bound.iter().map(|path| path.display());
     let request = RestoreRequest {
+        external: bound.map(|path| format!("mnt[{path}]:{path}")).collect(),
         root: Some(plan.root),
         inherit,
         lazy_pages: plan.fill.is_some(),

@@ -59,6 +59,7 @@ struct With<'a> {
     program: &'a Path,
     extra: &'a serde_json::Value,
     cgroup: &'a Path,
+    userns: Option<&'a Path>,
     netns: &'a Path,
     stdio: &'a ShimStdio,
 }
@@ -71,7 +72,8 @@ impl With<'_> {
         };
         let stdio = [copy(&self.stdio.stdout)?, copy(&self.stdio.stderr)?];
         let criu = criu(self.program, self.extra)?;
-        StandbyRestore::start(&criu, self.cgroup, self.netns, stdio).map_err(|error| chain(&error))
+        StandbyRestore::start(&criu, self.cgroup, self.userns, self.netns, stdio)
+            .map_err(|error| chain(&error))
     }
 }
 
@@ -91,6 +93,7 @@ impl Restorer for CriuRestorer {
             program: &preparation.criu,
             extra: &preparation.extra,
             cgroup: &preparation.cgroup,
+            userns: preparation.userns.as_deref(),
             netns: &preparation.netns,
             stdio,
         };
@@ -112,12 +115,14 @@ impl Restorer for CriuRestorer {
             images: request.images.clone(),
             root: request.root.clone(),
             stdio_inodes: request.stdio_inodes,
+            bound: request.bound.clone(),
             fill: fill.transpose()?,
         };
         let standby = ready.criu(&With {
             program: &request.criu,
             extra: &request.extra,
             cgroup: &request.cgroup,
+            userns: request.userns.as_deref(),
             netns: &request.netns,
             stdio,
         })?;

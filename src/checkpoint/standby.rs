@@ -83,24 +83,30 @@ pub struct StandbyRestore {
 }
 
 impl StandbyRestore {
-    /// Starts it, with the network namespace that has the container's address and a closed gate, and the ends to write
-    /// to of the pipes for standard output and error.
+    /// Starts it, with the network namespace that has the container's address and a closed gate, the user namespace that
+    /// that belongs to where it is not the host's, and the ends to write to of the pipes for standard output and error.
     ///
     /// # Errors
-    /// When CRIU cannot be started, or the namespace not be opened.
+    /// When CRIU cannot be started, or a namespace not be opened.
     pub fn start(
         criu: &Criu,
         cgroup: &Path,
+        userns: Option<&Path>,
         netns: &Path,
         stdio: [OwnedFd; 2],
     ) -> Result<Self, CheckpointError> {
-        let opened = File::open(netns).map_err(|source| CheckpointError::Open {
-            what: netns.display().to_string(),
-            source,
-        })?;
+        let open = |path: &Path| {
+            File::open(path).map_err(|source| CheckpointError::Open {
+                what: path.display().to_string(),
+                source,
+            })
+        };
+        let opened = open(netns)?;
+        let users = userns.map(open).transpose()?;
         let mut spawn = Spawn {
             cgroup: Some(cgroup.to_owned()),
             new_cgroup_namespace: true,
+            user_namespace: users.map(OwnedFd::from),
             spare_tar: true,
             hand_segments: true,
             urgent: true,

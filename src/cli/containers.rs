@@ -202,6 +202,7 @@ fn describe(status: &ContainerStatus) -> String {
         "restart",
         format!("{} ({} times)", spec.restart, status.restarts),
     );
+    row("user namespace", spec.userns.to_string());
     row("handed over", format!("{} times", status.generation.0));
     row("migration", or_dash(status.migration));
     table.trim_fmt()

@@ -10,7 +10,7 @@ use super::output::Failure;
 use super::values;
 use super::{Session, progress, table};
 use crate::api::types::CreateRequest;
-use crate::model::{Bytes, ContainerStatus, Digest, Limits, Name, Restart};
+use crate::model::{Bytes, ContainerStatus, Digest, Limits, Name, Restart, Userns};
 
 /// What a container is to be.
 #[derive(Debug, Args)]
@@ -45,6 +45,10 @@ pub struct Wish {
     /// time that it ended soon again, up to a minute. The template says so where nothing is said, else it is "no".
     #[arg(long, value_name = "POLICY", conflicts_with = "id")]
     restart: Option<Restart>,
+    /// Whether it has a user namespace of its own: auto (it has) or host (root inside is root outside, less what else
+    /// confines it). The template says so where nothing is said, else it is "auto".
+    #[arg(long, value_name = "CHOICE", conflicts_with = "id")]
+    userns: Option<Userns>,
     /// The command and its arguments, instead of the template's.
     #[arg(last = true, conflicts_with = "id", value_name = "COMMAND")]
     command: Vec<String>,
@@ -73,6 +77,7 @@ impl Wish {
                 pids: self.pids,
             },
             restart: self.restart,
+            userns: self.userns,
             start,
         };
         let status: ContainerStatus = session.client.post("/v1/containers", &request).await?;

@@ -4,7 +4,7 @@ use super::init::Entry;
 use super::shim::{Client, Start, start as start_shim};
 use super::undo::Undo;
 use super::{ContainerError, Host, Record, identity, place};
-use crate::model::{ContainerSpec, ContainerState};
+use crate::model::{ContainerSpec, ContainerState, Userns};
 use crate::sys::file;
 
 /// Makes a container. On success it has everything but a running command, and its network gate is closed. On
@@ -34,7 +34,8 @@ fn steps<'a>(
     record.save(host)?;
     place::make(host, spec)?;
     undo.push(move || place::remove_runtime(host, &spec.name));
-    identity::write(&host.rootfs(&spec.name), spec)?;
+    let owner = place::owner(host, spec, 0)?;
+    identity::write(&host.rootfs(&spec.name), spec, owner)?;
     prepare(host, spec)?;
     record.state = ContainerState::Created;
     record.save(host)?;
@@ -51,20 +52,18 @@ pub(super) fn prepare(host: &Host, spec: &ContainerSpec) -> Result<Client, Conta
         source,
     })?;
     file::replace(&plan, &text).map_err(ContainerError::file("write", &plan))?;
-    let mut shim = new_shim(host, spec, Some(spec.user.uid))?;
+    let mut shim = new_shim(host, spec, true)?;
     shim.create(&plan)
         .map_err(ContainerError::shim("create", &spec.name))?;
     Ok(shim)
 }
 
-/// Starts the shim of a container: with pipes for its output, which belong to the container's user; or, without
-/// an `owner`, to adopt one that runs.
-pub fn new_shim(
-    host: &Host,
-    spec: &ContainerSpec,
-    owner: Option<u32>,
-) -> Result<Client, ContainerError> {
+/// Starts the shim of a container: with `pipes` for its output, which belong to the container's user; or without them,
+/// to adopt one that runs.
+pub fn new_shim(host: &Host, spec: &ContainerSpec, pipes: bool) -> Result<Client, ContainerError> {
     let name = &spec.name;
+    let owner = pipes.then(|| place::owner(host, spec, spec.user.uid));
+    let owner = owner.transpose()?;
     let shims = host.cgroups.shims();
     shims.create().map_err(ContainerError::cgroup(name))?;
     start_shim(&Start {
@@ -82,6 +81,7 @@ pub(super) fn entry_of(host: &Host, spec: &ContainerSpec) -> Entry {
     Entry {
         hostname: spec.name.to_string(),
         root: host.rootfs(&spec.name),
+        userns: (spec.userns == Userns::Auto).then(|| host.userns(&spec.name)),
         netns: host.netns(&spec.name),
         cgroup: host.cgroup(&spec.name).path().to_owned(),
         command: spec.command.clone(),

@@ -80,6 +80,17 @@ pub enum ContainerError {
         #[source]
         source: CgroupError,
     },
+    /// Its user namespace.
+    #[error(
+        "cannot make the user namespace of {name}; `--userns host` makes a container that has none"
+    )]
+    Users {
+        /// The container.
+        name: Name,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Its root.
     #[error("the root of {name} failed")]
     Mount {

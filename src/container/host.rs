@@ -51,6 +51,21 @@ impl Host {
         self.run_dir.join("netns").join(name.as_str())
     }
 
+    /// Where its user namespace is pinned, if it has one.
+    pub fn userns(&self, name: &Name) -> PathBuf {
+        self.run_dir.join("userns").join(name.as_str())
+    }
+
+    /// Where it is written down which ids of this host are whose.
+    pub fn ids(&self) -> PathBuf {
+        self.run_dir.join("ids")
+    }
+
+    /// Where its layers are shown for a moment as its users see them.
+    pub fn shown_layers(&self, name: &Name) -> PathBuf {
+        self.run(name).join("layers")
+    }
+
     /// Its own layer: what it has changed.
     pub fn upper(&self, name: &Name) -> PathBuf {
         self.state(name).join("upper")

@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, fchown};
 use std::path::Path;
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -19,11 +19,11 @@ use crate::model::ContainerSpec;
 const RESOLVERS: [&str; 2] = ["/run/systemd/resolve/resolv.conf", "/etc/resolv.conf"];
 
 /// Writes the files through the mounted root of a container that has never run. Nothing outside that root is
-/// touched, whatever links the image has.
-pub(super) fn write(root: &Path, spec: &ContainerSpec) -> Result<(), ContainerError> {
+/// touched, whatever links the image has. They are the container's root's, who is `owner` on this host.
+pub(super) fn write(root: &Path, spec: &ContainerSpec, owner: u32) -> Result<(), ContainerError> {
     let failed = || ContainerError::file("write the identity files of", root);
     let root_dir = File::open(root).map_err(failed())?;
-    let etc = open_etc(&root_dir).map_err(failed())?;
+    let etc = open_etc(&root_dir, owner).map_err(failed())?;
     let resolvers = RESOLVERS
         .iter()
         .find_map(|path| fs::read_to_string(path).ok());
@@ -34,24 +34,30 @@ pub(super) fn write(root: &Path, spec: &ContainerSpec) -> Result<(), ContainerEr
         ("resolv.conf", resolver),
     ];
     for (name, text) in files {
-        replace(&etc, name, &text).map_err(failed())?;
+        replace(&etc, name, &text, owner).map_err(failed())?;
     }
     Ok(())
 }
 
-fn open_etc(root: &File) -> io::Result<File> {
+fn open_etc(root: &File, owner: u32) -> io::Result<File> {
+    let mut made = true;
     match mkdirat(root, "etc", Mode::from_bits_truncate(0o755)) {
-        Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+        Ok(()) => {}
+        Err(nix::errno::Errno::EEXIST) => made = false,
         Err(errno) => return Err(errno.into()),
     }
     let how = OpenHow::new()
         .flags(OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
-    Ok(openat2(root, "etc", how)?.into())
+    let etc = File::from(openat2(root, "etc", how)?);
+    if made {
+        fchown(&etc, Some(owner), Some(owner))?;
+    }
+    Ok(etc)
 }
 
 /// Makes the file anew: a link in its place is removed, not followed.
-fn replace(etc: &File, name: &str, text: &str) -> io::Result<()> {
+fn replace(etc: &File, name: &str, text: &str, owner: u32) -> io::Result<()> {
     match unlinkat(etc.as_fd(), name, UnlinkatFlags::NoRemoveDir) {
         Ok(()) | Err(nix::errno::Errno::ENOENT) => {}
         Err(errno) => return Err(errno.into()),
@@ -64,6 +70,7 @@ fn replace(etc: &File, name: &str, text: &str) -> io::Result<()> {
     let mut file = File::from(openat2(etc, name, how)?);
     // Whatever our own mask is.
     file.set_permissions(fs::Permissions::from_mode(0o644))?;
+    fchown(&file, Some(owner), Some(owner))?;
     file.write_all(text.as_bytes())
 }
 
@@ -122,7 +129,7 @@ mod test {
         fs::write(&outside, "untouched").unwrap();
         symlink(&outside, root.join("etc/hosts")).unwrap();
         let spec = spec("web", &["true"]);
-        write(&root, &spec).unwrap();
+        write(&root, &spec, owner).unwrap();
         assert_eq!(fs::read_to_string(&outside).unwrap(), "untouched");
         assert!(
             fs::read_to_string(root.join("etc/hosts"))
@@ -136,7 +143,7 @@ mod test {
 
         fs::remove_dir_all(root.join("etc")).unwrap();
         symlink(dir.path(), root.join("etc")).unwrap();
-        assert!(write(&root, &spec).is_err());
+        assert!(write(&root, &spec, owner).is_err());
         assert!(!dir.path().join("hosts").exists());
     }
 }

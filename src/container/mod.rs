@@ -11,6 +11,8 @@
 //! state_dir/containers/NAME/    record.json  upper/  work/  log  log.1       survives a restart of the host
 //! run_dir/containers/NAME/      rootfs/  plan.json  shim.sock  shim.log  exit.json     does not
 //! run_dir/netns/NAME            the pinned network namespace                           does not
+//! run_dir/userns/NAME           the pinned user namespace, if it has one               does not
+//! run_dir/ids/NUMBER            whose range of this host's ids that is                 does not
 //! ```
 //!
 //! In reading order: [`host`] and [`record`] say what there is, [`place`] makes what is not a process, [`init`] and
@@ -23,6 +25,7 @@ mod error;
 pub mod exec;
 pub mod host;
 mod identity;
+mod ids;
 pub mod init;
 pub mod kill;
 pub mod place;

@@ -2,8 +2,9 @@
 //!
 //! A container that is created here and one that arrives from elsewhere live in the same kind of place.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,11 +12,13 @@ use std::time::Duration;
 use super::error::in_one_line;
 use super::shim::{Client, ShimError, ShimState};
 use super::undo::Undo;
-use super::{ContainerError, Host, Record};
+use super::{ContainerError, Host, Record, ids};
 use crate::cgroup::Cgroup;
-use crate::model::{ContainerSpec, Name};
-use crate::rootfs::overlay::{Layers, mount_overlay, unmount};
-use crate::sys::netns::{NetNs, set_parameter};
+use crate::model::{ContainerSpec, Name, Userns};
+use crate::namespace::{self, IdRange};
+use crate::rootfs::overlay::{Layers, Shown, mount_overlay, unmount, unshow};
+use crate::sys::netns::{self, NetNs, set_parameter};
+use crate::sys::userns;
 
 /// How long a shim may take to notice that its container is gone.
 const SHIM_LEAVES_WITHIN: Duration = Duration::from_secs(10);
@@ -34,6 +37,8 @@ pub struct Place {
     pub name: Name,
     /// Where its root is, or will be, mounted.
     pub root: PathBuf,
+    /// Where its user namespace is pinned, if it has one.
+    pub userns: PathBuf,
     /// Where its network namespace is pinned.
     pub netns: PathBuf,
     /// Its cgroup.
@@ -46,6 +51,7 @@ impl Place {
         Self {
             name: name.clone(),
             root: host.rootfs(name),
+            userns: host.userns(name),
             netns: host.netns(name),
             cgroup: host.cgroup(name),
         }
@@ -90,11 +96,17 @@ fn reserve_steps<'a>(
         make_layer(&layer)?;
     }
 
+    if spec.userns == Userns::Auto {
+        undo.push(move || remove_users(host, name));
+        make_users(host, name)?;
+    }
     let pin = host.netns(name);
     let network = || ContainerError::network(name);
-    host.network
-        .make_port(name, &spec.lease, &pin)
-        .map_err(network())?;
+    let made = match spec.userns {
+        Userns::Auto => host.network.make_port_in(name, &spec.lease, &pin),
+        Userns::Host => host.network.make_port(name, &spec.lease, &pin),
+    };
+    made.map_err(network())?;
     undo.push(move || {
         let removed = host.network.remove_port(name, &host.netns(name));
         removed.map_err(ContainerError::network(name))
@@ -113,16 +125,73 @@ fn reserve_steps<'a>(
         .map_err(ContainerError::cgroup(name))
 }
 
+/// Makes the container's user namespace, with ids of this host that nobody else has, and its network namespace, which
+/// must belong to it.
+fn make_users(host: &Host, name: &Name) -> Result<(), ContainerError> {
+    let ids = ids::claim(host, name)?;
+    let pin = host.userns(name);
+    make_parent(&pin)?;
+    namespace::pin_users(ids, &pin, &host.netns(name)).map_err(|source| ContainerError::Users {
+        name: name.clone(),
+        source,
+    })
+}
+
+fn remove_users(host: &Host, name: &Name) -> Result<(), ContainerError> {
+    for pin in [host.netns(name), host.userns(name)] {
+        netns::unpin(&pin).map_err(ContainerError::file("unpin the namespace at", &pin))?;
+    }
+    ids::release(host, name)
+}
+
+/// Whom of this host a user of the container is.
+pub(super) fn owner(host: &Host, spec: &ContainerSpec, inside: u32) -> Result<u32, ContainerError> {
+    if spec.userns.is_host() {
+        return Ok(inside);
+    }
+    let ids = users_of(host, &spec.name)?;
+    ids.host_id(inside).ok_or_else(|| ContainerError::Wish {
+        field: "the user",
+        value: inside.to_string(),
+        remedy: "a user namespace has the ids up to 65535: take one of these, or --userns host",
+    })
+}
+
+fn users_of(host: &Host, name: &Name) -> Result<IdRange, ContainerError> {
+    ids::of(host, name)?.ok_or_else(|| ContainerError::Users {
+        name: name.clone(),
+        source: io::Error::other("it has no ids on this host"),
+    })
+}
+
 /// Mounts the root. From now on its layer must not be written to from outside.
 pub fn mount_root(host: &Host, spec: &ContainerSpec) -> Result<(), ContainerError> {
     let name = &spec.name;
     if !host.images.has(spec.image) {
         return Err(ContainerError::NoImage { image: spec.image });
     }
+    let id_map = match spec.userns {
+        Userns::Host => None,
+        Userns::Auto => {
+            let maps = users_of(host, name)?.layer_maps();
+            let opened = userns::make(&maps, &maps, 0, |process| {
+                File::open(process.join("ns/user"))
+            });
+            Some(opened.map_err(|source| ContainerError::Users {
+                name: name.clone(),
+                source,
+            })?)
+        }
+    };
+    let at = host.shown_layers(name);
     let layers = Layers {
         lower: &host.images.lower(spec.image),
         upper: &host.upper(name),
         work: &host.work(name),
+        shown: id_map.as_ref().map(|id_map| Shown {
+            id_map: id_map.as_fd(),
+            at: &at,
+        }),
     };
     mount_overlay(&layers, &host.rootfs(name)).map_err(ContainerError::mount(name))
 }
@@ -174,9 +243,15 @@ pub fn remove_runtime(host: &Host, name: &Name) -> Result<(), ContainerError> {
             .map_err(ContainerError::cgroup(name)),
     );
     note(end_shim(shim).map_err(ContainerError::shim("end the shim of", name)));
-    note(unmount(&host.rootfs(name)).map_err(ContainerError::mount(name)));
+    for unmounted in [
+        unmount(&host.rootfs(name)),
+        unshow(&host.shown_layers(name)),
+    ] {
+        note(unmounted.map_err(ContainerError::mount(name)));
+    }
     let removed = host.network.remove_port(name, &host.netns(name));
     note(removed.map_err(ContainerError::network(name)));
+    note(remove_users(host, name));
     note(remove_directory(&host.run(name)));
     told(name, failures)
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContainerError, Host, Record};
+use super::{ContainerError, Host, Record, ids};
 use crate::model::{Bytes, Name};
 
 /// A process of a container.
@@ -14,7 +14,7 @@ pub struct ProcessInfo {
     pub pid: i32,
     /// Its id in the container.
     pub inner_pid: i32,
-    /// Its user id.
+    /// Its user id in the container; [`NOBODY`] where it has none there.
     pub uid: u32,
     /// What it does: `R` runs, `S` sleeps, `D` waits for the kernel, `T` is stopped, `Z` has ended.
     pub state: char,
@@ -26,6 +26,9 @@ pub struct ProcessInfo {
     pub command: String,
 }
 
+/// What an id without a number in a user namespace is in it (`/proc/sys/kernel/overflowuid`).
+pub const NOBODY: u32 = 65_534;
+
 /// The processes of a container, in the order of their ids inside. None, when none runs.
 pub fn ps(host: &Host, name: &Name) -> Result<Vec<ProcessInfo>, ContainerError> {
     Record::load(host, name)?;
@@ -35,6 +38,11 @@ pub fn ps(host: &Host, name: &Name) -> Result<Vec<ProcessInfo>, ContainerError> 
     }
     let pids = cgroup.procs().map_err(ContainerError::cgroup(name))?;
     let mut all: Vec<ProcessInfo> = pids.into_iter().filter_map(look_at).collect();
+    if let Some(ids) = ids::of(host, name)? {
+        for process in &mut all {
+            process.uid = ids.inside(process.uid).unwrap_or(NOBODY);
+        }
+    }
     all.sort_by_key(|process| process.inner_pid);
     Ok(all)
 }

@@ -178,7 +178,7 @@ pub fn adopt(host: &Host, name: &Name, pipes: &[OwnedFd]) -> Result<bool, Contai
         Ok(_) => return Ok(false),
         Err(error) => return Err(ContainerError::shim("ask the shim of", name)(error)),
     }
-    let mut shim = create::new_shim(host, &record.spec, None)?;
+    let mut shim = create::new_shim(host, &record.spec, false)?;
     shim.adopt(pid, pipes)
         .map_err(ContainerError::shim("adopt", name))?;
     Ok(true)

@@ -1,6 +1,6 @@
 //! Life of a container on the real kernel.
 
-use crate::model::{ContainerSpec, Digest, Lease, Limits, Mac, Restart, User};
+use crate::model::{ContainerSpec, Digest, Lease, Limits, Mac, Restart, User, Userns};
 
 /// A spec to begin with.
 pub(super) fn spec(name: &str, command: &[&str]) -> ContainerSpec {
@@ -20,6 +20,7 @@ pub(super) fn spec(name: &str, command: &[&str]) -> ContainerSpec {
         ports: Vec::new(),
         limits: Limits::default(),
         restart: Restart::No,
+        userns: Userns::Host,
         lease: Lease {
             address,
             prefix: 24,

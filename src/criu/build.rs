@@ -9,6 +9,7 @@ fn main() {
         "src/criu/preload_segments.c",
         "src/criu/preload_smaps.c",
         "src/criu/preload_tar.c",
+        "src/criu/preload_userns.c",
     ];
     for source in sources.iter().chain(&["src/criu/preload.h"]) {
         println!("cargo:rerun-if-changed={source}");

@@ -1,7 +1,7 @@
 /*
  * Preloaded into a CRIU. It answers four questions that CRIU asks the kernel (the fourth: preload_smaps.c), does
- * the work of one program that CRIU starts (preload_tar.c), and hands it shared memory (preload_segments.c), each only
- * when an environment variable says so; every other call goes through unchanged.
+ * the work of one program that CRIU starts (preload_tar.c), hands it shared memory (preload_segments.c) and a user
+ * namespace (preload_userns.c), each only when an environment variable says so; every other call goes through unchanged.
  *
  * GODWIT_CRIU_LIMITS: "what are this task's limits?", prlimit(2), which the kernel refuses without
  * CAP_SYS_RESOURCE for a task of another user (kernel/sys.c, check_prlimit_permission), although it shows the same
@@ -23,6 +23,7 @@
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/netfilter/nfnetlink_conntrack.h>
 #include <linux/netlink.h>
+#include <linux/sched.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -67,6 +68,7 @@ __attribute__((constructor)) static void begin(void)
 	answer_conntrack = take("GODWIT_CRIU_CONNTRACK") != NULL;
 	replace_tar = take("GODWIT_CRIU_TAR") != NULL;
 	answer_segments = take("GODWIT_CRIU_SEGMENTS") != NULL;
+	user_namespace = take_table("GODWIT_CRIU_USERNS");
 	unsetenv("LD_PRELOAD");
 }
 
@@ -114,7 +116,11 @@ long syscall(long number, ...)
 	for (i = 0; i < 6; i++)
 		a[i] = va_arg(list, long);
 	va_end(list);
+	if (number == SYS_clone3 && user_namespace >= 0 && (((struct clone_args *)a[0])->flags & CLONE_NEWUSER))
+		return born_in_namespace(next, (struct clone_args *)a[0], a[1]);
 	result = next(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+	if (number == SYS_userfaultfd && result == -1 && errno == EPERM)
+		return userfaultfd_by_device(a[0]);
 	if (answer_limits && result == -1 && errno == EPERM && number == SYS_prlimit64 && !a[2] && a[3]) {
 		if (shown_limits(a[0], a[1], (struct rlimit64 *)a[3]) == 0)
 			return 0;

@@ -3,6 +3,7 @@
 #define PRELOAD_H
 
 #include <dlfcn.h>
+#include <stddef.h>
 
 #define HIDDEN __attribute__((visibility("hidden")))
 
@@ -28,5 +29,19 @@ HIDDEN int segment_instead(int directory, const char *path, int *list);
 /* The number that the file behind a descriptor is named by, or the directory that it is in as `name`, which begins
  * with a slash: a process's, in /proc. -1 where it has none. */
 HIDDEN long number_in_link(int fd, const char *name);
+
+/* The user namespace into which the first process is restored; -1 where CRIU makes it. */
+HIDDEN extern int user_namespace;
+
+struct clone_args;
+
+/* Has the first process born in that user namespace: what clone3(2) would return, in both. */
+HIDDEN long born_in_namespace(long (*next)(long, ...), const struct clone_args *asked, size_t size);
+
+/* A userfaultfd for a process in it, to which userfaultfd(2) was refused; else -1, as before. */
+HIDDEN long userfaultfd_by_device(long flags);
+
+/* Whether it is one of the two files of ids that CRIU must not write. */
+HIDDEN int is_map_of_ids(const char *path);
 
 #endif

@@ -19,6 +19,8 @@ pub(super) struct Asked<'a> {
     pub segments: bool,
     pub hide: Option<&'a HideTable>,
     pub smaps: Option<&'a SmapsTable>,
+    /// It is passed by whoever asks.
+    pub users: Option<&'a OwnedFd>,
 }
 
 impl Asked<'_> {
@@ -45,7 +47,10 @@ impl Asked<'_> {
                 pass.push(table);
             }
         }
-        if !pass.is_empty() || asked.iter().any(|(asked, _)| *asked) {
+        if let Some(users) = self.users {
+            command.env("GODWIT_CRIU_USERNS", before_exec::number(users).to_string());
+        }
+        if !pass.is_empty() || self.users.is_some() || asked.iter().any(|(asked, _)| *asked) {
             let object = object()?;
             let number = before_exec::number(&object);
             command.env("LD_PRELOAD", format!("/proc/self/fd/{number}"));

@@ -201,6 +201,8 @@ static int open_instead(int (*next)(int, const char *, int, ...), int directory,
 		if (segment_instead(directory, path, &list))
 			return list;
 	}
+	if (path && (flags & O_ACCMODE) != O_RDONLY && is_map_of_ids(path))
+		return next(AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC, 0);
 	return next(directory, path, flags, mode);
 }
 

@@ -46,6 +46,9 @@ pub struct Spawn {
     /// Whether CRIU is given segments of shared memory by whoever has them and listens beside the images; see
     /// `preload_segments.c`.
     pub hand_segments: bool,
+    /// The user namespace that the first process is restored into, and all its other namespaces with it, instead of one
+    /// that CRIU makes; see `preload_userns.c`. That process is born by a helper, and passes to the nearest subreaper.
+    pub user_namespace: Option<OwnedFd>,
     /// Whether CRIU goes before other processes, where that is allowed: somebody stands still until it is through. What
     /// it restores has the priorities of its images.
     pub urgent: bool,
@@ -98,8 +101,10 @@ impl Spawn {
             segments: self.hand_segments,
             hide: self.hide.as_ref(),
             smaps: self.smaps.as_ref(),
+            users: self.user_namespace.as_ref(),
         };
         let preloaded = asked.preload(&mut command);
+        pass.extend(self.user_namespace);
         pass.extend(preloaded.map_err(failed("make what it preloads"))?);
         let urgent = self.urgent;
         let steps = BeforeExec {

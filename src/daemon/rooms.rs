@@ -83,6 +83,7 @@ impl Rooms {
             env: request.env.clone(),
             limits: request.limits.clone(),
             restart: request.restart,
+            userns: request.userns,
         };
         let lower = self.context.images.lower(image);
         let name = request.name.clone();

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::api::types::TemplateInfo;
-use crate::model::{Limits, Name, Restart};
+use crate::model::{Limits, Name, Restart, Userns};
 use crate::oci::account::{Account, UserWish};
 use crate::oci::{self, Defaults, OciError, Rootfs, Template};
 use crate::rootfs::ImageStore;
@@ -68,6 +68,7 @@ pub fn of_bare_image() -> Template {
             ports: Vec::new(),
             limits: Limits::default(),
             restart: Restart::No,
+            userns: Userns::Auto,
         },
     }
 }

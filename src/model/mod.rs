@@ -15,6 +15,7 @@ pub mod span;
 pub mod spec;
 pub mod time;
 pub mod usage;
+mod userns;
 
 pub use amount::{Bytes, PAGE_SIZE, Pages, Rate};
 pub use event::{Event, EventKind};
@@ -32,3 +33,4 @@ pub use spec::{ContainerSpec, ContainerState, ContainerStatus, Limits, User};
 pub use usage::{
     CpuUsage, IoUsage, MemoryUsage, PidsUsage, Pressure, Pressures, Reading, Stall, Usage,
 };
+pub use userns::{NotUserns, Userns};

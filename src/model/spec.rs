@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, Digest, Generation, Lease, Name, Restart};
+use super::{Bytes, Digest, Generation, Lease, Name, Restart, Userns};
 
 /// Everything that makes a container, the same on every host it lives on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +32,10 @@ pub struct ContainerSpec {
     /// earlier version do.
     #[serde(default, skip_serializing_if = "Restart::is_no")]
     pub restart: Restart,
+    /// Whose its users are. Not told to other hosts where they are the host's, which is what those of an earlier
+    /// version take for granted.
+    #[serde(default, skip_serializing_if = "Userns::is_host")]
+    pub userns: Userns,
     /// Its network identity.
     pub lease: Lease,
 }

@@ -95,6 +95,11 @@ impl Network {
         self.at_home(|here| port::make(here, name, lease, pin))
     }
 
+    /// The same in a network namespace that is pinned at `pin` already, and new. On failure it is not there any more.
+    pub fn make_port_in(&self, name: &Name, lease: &Lease, pin: &Path) -> Result<(), NetError> {
+        self.at_home(|here| port::make_in(here, name, lease, pin))
+    }
+
     /// Opens the gate: from now on the container's frames pass. An open gate stays open.
     pub fn attach(&self, name: &Name) -> Result<(), NetError> {
         self.at_home(|here| gate::open(here, name))

@@ -46,16 +46,9 @@ pub(super) fn make(
     lease: &Lease,
     pin: &Path,
 ) -> Result<(), NetError> {
-    let port = plan::port_name(name);
-    let exists = |what: String| NetError::PortExists {
-        name: name.clone(),
-        what,
-    };
-    if look_up(&here.netlink, &port)?.is_some() {
-        return Err(exists(format!("interface {port}")));
-    }
+    is_free(here, name)?;
     if fs::symlink_metadata(pin).is_ok() {
-        return Err(exists(pin.display().to_string()));
+        return Err(exists(name, pin.display().to_string()));
     }
     if let Some(directory) = pin.parent() {
         fs::create_dir_all(directory)
@@ -65,6 +58,36 @@ pub(super) fn make(
         "pin a new network namespace at",
         pin.display(),
     ))?;
+    furnish(here, name, lease, pin)
+}
+
+/// The same for a network namespace that is there, and new. On failure it is gone with the rest.
+pub(super) fn make_in(
+    here: &Here<'_>,
+    name: &Name,
+    lease: &Lease,
+    pin: &Path,
+) -> Result<(), NetError> {
+    is_free(here, name)?;
+    furnish(here, name, lease, pin)
+}
+
+fn exists(name: &Name, what: String) -> NetError {
+    NetError::PortExists {
+        name: name.clone(),
+        what,
+    }
+}
+
+fn is_free(here: &Here<'_>, name: &Name) -> Result<(), NetError> {
+    let port = plan::port_name(name);
+    match look_up(&here.netlink, &port)? {
+        Some(_) => Err(exists(name, format!("interface {port}"))),
+        None => Ok(()),
+    }
+}
+
+fn furnish(here: &Here<'_>, name: &Name, lease: &Lease, pin: &Path) -> Result<(), NetError> {
     let Err(source) = connect(here, name, lease, pin) else {
         return Ok(());
     };

@@ -11,7 +11,7 @@ use nix::sys::stat::Mode;
 
 use super::rule::{Origin, check_command, check_env};
 use super::{OciError, Template, account};
-use crate::model::{ContainerSpec, Digest, Lease, Limits, Name, Restart};
+use crate::model::{ContainerSpec, Digest, Lease, Limits, Name, Restart, Userns};
 
 /// Where programs are looked for, unless the template or the request says otherwise.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -30,6 +30,8 @@ pub struct Overrides {
     pub limits: Limits,
     /// Instead of the template's.
     pub restart: Option<Restart>,
+    /// Instead of the template's.
+    pub userns: Option<Userns>,
 }
 
 /// What the container `name` is: the template, with its user looked up in the image at `lower` (whose digest
@@ -89,6 +91,7 @@ pub fn resolve(
         ports: defaults.ports.clone(),
         limits: limits(&request, &defaults.limits, &overrides.limits)?,
         restart: overrides.restart.unwrap_or(defaults.restart),
+        userns: overrides.userns.unwrap_or(defaults.userns),
         lease,
     })
 }
@@ -243,11 +246,15 @@ mod test {
                 ..Limits::default()
             },
             restart: Some(Restart::Always),
+            userns: Some(Userns::Host),
         };
         let spec = resolved(image.path(), &overrides).unwrap();
         assert_eq!(spec.command, ["sh"]);
         assert!(spec.env.contains(&"SIZE=small".to_owned()));
         assert_eq!(spec.restart, Restart::Always);
+        assert_eq!(spec.userns, Userns::Host);
+        let without = resolved(image.path(), &Overrides::default()).unwrap();
+        assert_eq!(without.userns, Userns::Auto);
         assert!(spec.env.contains(&"NEW=".to_owned()));
         assert_eq!(
             (spec.limits.memory, spec.limits.pids),
@@ -266,6 +273,7 @@ mod test {
                 ..Limits::default()
             },
             restart: None,
+            userns: None,
         };
         for (wrong, part) in [
             (overrides(Some(vec![]), &[], None), "command"),

@@ -14,7 +14,7 @@ use super::quantity::{self, Memory};
 use super::rule::{
     Origin, check_command, check_env, is_absolute, is_package, is_suite, relative_path,
 };
-use crate::model::{Limits, Name, Restart};
+use crate::model::{Limits, Name, Restart, Userns};
 
 /// A template that keeps all the rules.
 #[derive(Debug, Clone, PartialEq)]
@@ -94,6 +94,8 @@ pub struct Defaults {
     pub limits: Limits,
     /// When its command is started again.
     pub restart: Restart,
+    /// Whether it has users of its own.
+    pub userns: Userns,
 }
 
 #[derive(Deserialize)]
@@ -127,6 +129,7 @@ struct RawContainer {
     #[serde(default)]
     limits: RawLimits,
     restart: Option<String>,
+    userns: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
@@ -237,6 +240,11 @@ fn defaults(origin: &Origin, raw: RawContainer) -> Result<Defaults, OciError> {
         let rule = "it is no, on-failure, on-failure:5 or always";
         origin.wrong("container.restart", restart, rule)
     })?;
+    let userns = raw.userns.as_deref().unwrap_or("auto");
+    let userns = userns.parse().map_err(|_| {
+        let rule = "it is auto (a user namespace of its own) or host (none)";
+        origin.wrong("container.userns", userns, rule)
+    })?;
     Ok(Defaults {
         command,
         env: raw.env,
@@ -245,6 +253,7 @@ fn defaults(origin: &Origin, raw: RawContainer) -> Result<Defaults, OciError> {
         ports,
         limits: limits(origin, &raw.limits)?,
         restart,
+        userns,
     })
 }
 
@@ -410,6 +419,10 @@ mod test {
         check_refused(
             &with("restart = \"sometimes\""),
             &["container.restart", "sometimes"],
+        );
+        check_refused(
+            &with("userns = \"own\""),
+            &["container.userns", "own", "auto"],
         );
         check_refused(&with("limits = { pids = 0 }"), &["container.limits.pids"]);
         check_refused(

@@ -2,8 +2,8 @@
 
 use std::fs::{DirBuilder, File, Permissions, set_permissions};
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
@@ -11,24 +11,101 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 use super::MountError;
-use super::plan::{DEVICES, EMPTY, FIRST, LINKS, Mount, SECOND};
+use super::pivot::pivot;
+use super::plan::{DEVICES, EMPTY, FIRST, LINKS, Mount, NOTHING, SECOND};
+use crate::sys::mount::{
+    Change, Filesystem, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY, attach, change_mount, clone_at,
+};
+
+/// Changes the root, and makes all mounts and devices of the plan; `own_users`: in a user namespace of its own, which
+/// the caller is in.
+pub fn move_in(root: &Path, own_users: bool) -> Result<(), MountError> {
+    let brought = own_users.then(Brought::take).transpose()?;
+    pivot(root, own_users)?;
+    furnish(brought.as_ref())
+}
+
+/// What can only be had while the host's tree is there, and is mounted in the container's.
+struct Brought {
+    /// Of these the kernel makes a new one in a user namespace only where one can be seen whole already
+    /// (`fs/namespace.c`, `mount_too_revealing`).
+    filesystems: Vec<(&'static str, OwnedFd)>,
+    devices: Vec<OwnedFd>,
+}
+
+impl Brought {
+    fn take() -> Result<Self, MountError> {
+        let plan = FIRST.iter().chain(&SECOND);
+        let guarded = plan.filter_map(|step| Some((step, step.filesystem?)));
+        let guarded = guarded.filter(|(_, kind)| ["proc", "sysfs"].contains(kind));
+        let filesystems = guarded.map(|(step, kind)| {
+            let made = Filesystem::open(kind).and_then(|new| new.mount(attributes(step.flags)));
+            Ok((
+                step.target,
+                made.map_err(failed("make a file system for", step.target))?,
+            ))
+        });
+        let devices = DEVICES.iter().map(|(path, ..)| {
+            let bound = clone_at(Path::new(path), false).and_then(|device| {
+                let change = Change {
+                    set: NO_SUID | NO_EXEC,
+                    ..Change::default()
+                };
+                change_mount(device.as_fd(), &change, false)?;
+                Ok(device)
+            });
+            bound.map_err(failed("bring the host's", path))
+        });
+        Ok(Self {
+            filesystems: filesystems.collect::<Result<_, MountError>>()?,
+            devices: devices.collect::<Result<_, MountError>>()?,
+        })
+    }
+
+    fn filesystem(&self, target: &str) -> Option<&OwnedFd> {
+        let found = self.filesystems.iter().find(|(at, _)| *at == target);
+        found.map(|(_, filesystem)| filesystem)
+    }
+}
+
+/// Flags of mount(2) as those of fsmount(2).
+fn attributes(flags: MsFlags) -> u64 {
+    let pairs = [
+        (MsFlags::MS_NOSUID, NO_SUID),
+        (MsFlags::MS_NOEXEC, NO_EXEC),
+        (MsFlags::MS_NODEV, NO_DEVICES),
+        (MsFlags::MS_RDONLY, READ_ONLY),
+    ];
+    let set = pairs.iter().filter(|(flag, _)| flags.contains(*flag));
+    set.fold(0, |all, (_, attribute)| all | attribute)
+}
 
 /// Makes all mounts and devices of the plan. The root has been changed already.
-pub fn furnish() -> Result<(), MountError> {
+fn furnish(brought: Option<&Brought>) -> Result<(), MountError> {
     // Modes are meant as they are written.
     nix::sys::stat::umask(Mode::empty());
     for step in &FIRST {
-        make_mount(step)?;
+        make_mount(step, brought)?;
     }
-    for (path, major, minor) in DEVICES {
-        make_device(path, major, minor)?;
+    match brought {
+        None => {
+            for (path, major, minor) in DEVICES {
+                make_device(path, major, minor)?;
+            }
+        }
+        Some(brought) => {
+            for ((path, ..), device) in DEVICES.iter().zip(&brought.devices) {
+                bind_device(path, device)?;
+            }
+        }
     }
     for (path, content) in LINKS {
         symlink(content, path).map_err(failed("make the link", path))?;
     }
     make_directory(EMPTY, 0o555)?;
+    make_file(NOTHING, 0o444)?;
     for step in &SECOND {
-        make_mount(step)?;
+        make_mount(step, brought)?;
     }
     Ok(())
 }
@@ -61,9 +138,12 @@ pub(super) fn name_of(file: &File) -> PathBuf {
     PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
-fn make_mount(step: &Mount) -> Result<(), MountError> {
+fn make_mount(step: &Mount, brought: Option<&Brought>) -> Result<(), MountError> {
     make_directory(step.target, step.mode)?;
     let at = open_target(step.target).map_err(failed("open", step.target))?;
+    if let Some(filesystem) = brought.and_then(|brought| brought.filesystem(step.target)) {
+        return attach(filesystem.as_fd(), at.as_fd()).map_err(failed("mount", step.target));
+    }
     let plain = Path::new(step.target);
     let named = name_of(&at);
     let target: &Path = if named.exists() { &named } else { plain };
@@ -109,4 +189,16 @@ fn make_device(path: &str, major: u64, minor: u64) -> Result<(), MountError> {
     mknod(path, SFlag::S_IFCHR, all, makedev(major, minor))
         .map_err(|errno| failed("make the device", path)(errno.into()))?;
     set_permissions(path, Permissions::from_mode(0o666)).map_err(failed("open up", path))
+}
+
+fn make_file(path: &str, mode: u32) -> Result<(), MountError> {
+    let mut options = File::options();
+    let made = options.write(true).create_new(true).mode(mode).open(path);
+    made.map(drop).map_err(failed("make the file", path))
+}
+
+fn bind_device(path: &str, device: &OwnedFd) -> Result<(), MountError> {
+    make_file(path, 0o666)?;
+    let at = open_target(path).map_err(failed("open", path))?;
+    attach(device.as_fd(), at.as_fd()).map_err(failed("mount the host's", path))
 }

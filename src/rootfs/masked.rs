@@ -7,19 +7,17 @@ use nix::mount::MsFlags;
 
 use super::MountError;
 use super::devices::{bind, failed, name_of, open_target};
-use super::plan::{EMPTY, MASKED, READ_ONLY_PATHS};
+use super::plan::{EMPTY, MASKED, NOTHING, READ_ONLY_PATHS};
 
-/// Covers what must not be seen and protects what must not be written. The devices are there already.
+/// Covers what must not be seen and protects what must not be written. What covers it is there already.
 pub fn mask() -> Result<(), MountError> {
-    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
     for path in READ_ONLY_PATHS {
-        let all = plain | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
-        cover(path, |_| path, all)?;
+        cover(path, |_| path, plain)?;
     }
     for path in MASKED {
-        let with = |directory| if directory { EMPTY } else { "/dev/null" };
-        // Not NODEV: what covers a file is a device.
-        cover(path, with, plain | MsFlags::MS_RDONLY)?;
+        let with = |directory| if directory { EMPTY } else { NOTHING };
+        cover(path, with, plain)?;
     }
     Ok(())
 }

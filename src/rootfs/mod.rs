@@ -1,6 +1,7 @@
 //! What a container sees as `/`: mount plan, overlay, pivot, devices, masked paths, image store.
 //!
-//! **Invariant:** inside, nothing is a bind of something of the host; see [`plan`].
+//! **Invariant:** inside, nothing is a bind of something of the host, but for the devices of a container with users of
+//! its own; see [`plan`].
 //!
 //! **Invariant:** the order is pivot, furnish, mask: once the root has changed, no link in an image can lead
 //! a mount out of it.
@@ -17,7 +18,7 @@ mod files;
 mod furnish;
 pub mod masked;
 pub mod overlay;
-pub mod pivot;
+mod pivot;
 pub mod plan;
 mod recipe;
 pub mod staging;
@@ -41,6 +42,18 @@ pub enum MountError {
         operation: &'static str,
         /// The mount point.
         target: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A layer cannot have other owners than the disk says.
+    #[error(
+        "cannot show the files at {path} as those of the container's own users: its file system must allow that \
+         (ext4, xfs, btrfs; tmpfs from Linux 6.3 on; not overlayfs), or else make the container with --userns host"
+    )]
+    IdMap {
+        /// The layer.
+        path: PathBuf,
         /// What the kernel said.
         #[source]
         source: io::Error,

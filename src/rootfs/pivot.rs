@@ -8,8 +8,9 @@ use nix::unistd::{chdir, pivot_root};
 use super::MountError;
 
 /// Makes the mount at `root` the root of the calling process's mount namespace, which must be its own, and
-/// takes the old tree away.
-pub fn pivot(root: &Path) -> Result<(), MountError> {
+/// takes the old tree away. `bind`: in a user namespace of its own, where no mount that came from outside can become the
+/// root (they are locked, mount_namespaces(7)), but a bind of it can.
+pub(super) fn pivot(root: &Path, bind: bool) -> Result<(), MountError> {
     let failed = |operation: &'static str| {
         move |errno: nix::errno::Errno| MountError::Root {
             operation,
@@ -20,6 +21,10 @@ pub fn pivot(root: &Path) -> Result<(), MountError> {
     let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>)
         .map_err(failed("separate the mounts of"))?;
+    if bind {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+        mount(Some(root), root, None::<&str>, flags, None::<&str>).map_err(failed("bind"))?;
+    }
     chdir(root).map_err(failed("enter"))?;
     // With the same place for both, the old root comes to lie on top of the new one …
     pivot_root(".", ".").map_err(failed("change to"))?;

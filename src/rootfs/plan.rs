@@ -4,6 +4,10 @@
 //! container's mounts mean the same on every host, and CRIU can make them anew at the destination without being
 //! told of any; the root is the one mount it is handed.
 //!
+//! Devices are the exception where the container has a user namespace of its own: nobody in there can make one, and one
+//! on a file system that was mounted in there cannot be opened (`fs/super.c`, `SB_I_NODEV`). Those of the host are bound
+//! in, which every host has under the same names; CRIU is told of these mounts ([`DEVICES`]).
+//!
 //! There is only one tmpfs. Each costs CRIU a `tar` in the dump and one in the restore (6-17 ms and 5-10 ms
 //! inside the blackout), so `/dev/shm` is a directory of `/dev` with a mount of its own for its flags, and masked
 //! directories are covered by an empty one instead of by a tmpfs each.
@@ -120,7 +124,10 @@ pub const LINKS: [(&str, &str); 5] = [
 /// What covers a masked directory.
 pub const EMPTY: &str = "/dev/.empty";
 
-/// What is covered: a file by `/dev/null`, a directory by [`EMPTY`]; what this kernel lacks is left out.
+/// What covers a masked file.
+pub const NOTHING: &str = "/dev/.nothing";
+
+/// What is covered: a file by [`NOTHING`], a directory by [`EMPTY`]; what this kernel lacks is left out.
 ///
 /// They tell of the host, or reach it, and its root owns them, whose number the container's root has. The list
 /// is runc's without `/proc/asound` and the CPUs' `thermal_throttle`: those come and go with the hardware, and a

@@ -35,5 +35,6 @@ pub mod tcp;
 pub mod terminal;
 pub mod tree;
 pub mod userfaultfd;
+pub mod userns;
 pub mod vma_iter;
 pub mod xattr;

@@ -66,16 +66,22 @@ pub fn of_socket(socket: BorrowedFd<'_>) -> io::Result<u64> {
 /// Makes a new network namespace that nobody is in, and pins it at `pin`, which must not exist: it stays until
 /// [`unpin`]. On failure nothing is left behind.
 pub fn pin_new(pin: &Path) -> io::Result<()> {
+    on_own_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        self::pin(Path::new(OWN), pin)
+    })
+}
+
+/// Pins a namespace of whatever kind, which `of` names in `/proc`, at `pin`, which must not exist: it stays until
+/// [`unpin`]. On failure nothing is left behind.
+pub fn pin(of: &Path, pin: &Path) -> io::Result<()> {
     OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(0o400)
         .open(pin)?;
-    let pinned = on_own_thread(|| {
-        unshare(CloneFlags::CLONE_NEWNET)?;
-        mount(Some(OWN), pin, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
-        Ok(())
-    });
+    let none = None::<&str>;
+    let pinned = mount(Some(of), pin, none, MsFlags::MS_BIND, none).map_err(io::Error::from);
     if pinned.is_err() {
         // The first failure is the one worth telling.
         let _ = fs::remove_file(pin);

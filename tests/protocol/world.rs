@@ -20,7 +20,7 @@ use godwit::migration::{
 use godwit::model::{
     Ability, Bytes, ContainerSpec, CpuFacts, Digest, Finding, Generation, HostFacts, Lease, Limits,
     Mac, MigrationId, MigrationOptions, MigrationReport, Name, OnNoConvergence, Outcome, Pages,
-    Phase, Progress, Restart, Side, Step, User,
+    Phase, Progress, Restart, Side, Step, User, Userns,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::runtime::Handle;
@@ -1128,6 +1128,7 @@ fn spec() -> ContainerSpec {
         ports: vec![6379],
         limits: Limits::default(),
         restart: Restart::No,
+        userns: Userns::Host,
         lease: Lease {
             address,
             prefix: 24,

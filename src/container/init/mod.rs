@@ -43,6 +43,9 @@ pub struct Entry {
     pub hostname: String,
     /// The mounted root, on the host.
     pub root: PathBuf,
+    /// The pinned user namespace, if it has one.
+    #[serde(default)]
+    pub userns: Option<PathBuf>,
     /// The pinned network namespace.
     pub netns: PathBuf,
     /// The cgroup's directory.
@@ -125,9 +128,11 @@ fn first(plan: &str) -> ExitCode {
 /// Reads the plan, joins the network and forks the first process.
 fn born(plan: &str) -> Result<(Entry, Forked), StepError> {
     let entry: Entry = serde_json::from_slice(&std::fs::read(plan)?)?;
+    let user = entry.userns.as_ref().map(File::open).transpose()?;
     let net = File::open(&entry.netns)?;
     let cgroup = File::open(&entry.cgroup)?;
-    let forked = namespace::make_first(net.as_fd(), cgroup.as_fd())?;
+    let user = user.as_ref().map(AsFd::as_fd);
+    let forked = namespace::make_first(user, net.as_fd(), cgroup.as_fd())?;
     Ok((entry, forked))
 }
 
@@ -188,7 +193,7 @@ fn entered() -> Result<(Entry, Forked), StepError> {
     if !procs.lines().any(|line| line.parse() == Ok(init)) {
         return Err("the container has just ended".into());
     }
-    let forked = namespace::make_another(first.as_fd(), cgroup.as_fd())?;
+    let forked = namespace::make_another(first.as_fd(), entry.userns.is_some(), cgroup.as_fd())?;
     Ok((entry, forked))
 }
 

@@ -16,7 +16,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{self, Gid, Uid};
 
 use super::Entry;
-use crate::rootfs::{devices, masked, pivot};
+use crate::rootfs::{devices, masked};
 use crate::sys::process;
 use crate::{namespace, security};
 
@@ -31,6 +31,13 @@ pub const FIRST: &[Step] = &[
         process::default_signals();
         Ok(())
     }),
+    ("become root of its own users", |entry| {
+        // Root of the host is nobody in there: what he made would be nobody's.
+        match entry.userns {
+            Some(_) => become_user(0, 0, &[]),
+            None => Ok(()),
+        }
+    }),
     ("start a session", session),
     (
         "hide the host's cgroups",
@@ -39,10 +46,10 @@ pub const FIRST: &[Step] = &[
     ("set the host name", |entry| {
         Ok(unistd::sethostname(&entry.hostname)?)
     }),
-    ("change the root", |entry| Ok(pivot::pivot(&entry.root)?)),
-    ("mount file systems and make devices", |_| {
-        Ok(devices::furnish()?)
-    }),
+    (
+        "change the root, mount file systems and make devices",
+        |entry| Ok(devices::move_in(&entry.root, entry.userns.is_some())?),
+    ),
     ("mask what tells of the host", |_| Ok(masked::mask()?)),
     ("close the standard input", empty_stdin),
     ("be as killable as others", |_| {
@@ -131,8 +138,12 @@ fn change_user(entry: &Entry) -> Result<(), StepError> {
         .copied()
         .map(Gid::from_raw)
         .collect();
-    let (uid, gid) = (Uid::from_raw(entry.user.uid), Gid::from_raw(entry.user.gid));
-    unistd::setgroups(&groups)?;
+    become_user(entry.user.uid, entry.user.gid, &groups)
+}
+
+fn become_user(uid: u32, gid: u32, groups: &[Gid]) -> Result<(), StepError> {
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    unistd::setgroups(groups)?;
     unistd::setresgid(gid, gid, gid)?;
     unistd::setresuid(uid, uid, uid)?;
     Ok(())

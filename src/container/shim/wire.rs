@@ -117,6 +117,9 @@ pub struct Exit {
 pub struct Preparation {
     /// The directory in which CRIU's images will be.
     pub images: PathBuf,
+    /// The pinned user namespace, if it has one.
+    #[serde(default)]
+    pub userns: Option<PathBuf>,
     /// The pinned network namespace.
     pub netns: PathBuf,
     /// The cgroup the processes will be born in.
@@ -136,6 +139,9 @@ pub struct RestoreRequest {
     pub images: PathBuf,
     /// The mounted root of the container.
     pub root: PathBuf,
+    /// The pinned user namespace, if it has one.
+    #[serde(default)]
+    pub userns: Option<PathBuf>,
     /// The pinned network namespace.
     pub netns: PathBuf,
     /// The cgroup the processes are born in.
@@ -144,6 +150,9 @@ pub struct RestoreRequest {
     pub criu: PathBuf,
     /// The inode numbers that the pipes of standard output and standard error had when it was dumped.
     pub stdio_inodes: [u64; 2],
+    /// What of this host is mounted in it, by its path here and there.
+    #[serde(default)]
+    pub bound: Vec<PathBuf>,
     /// Where CRIU logs to.
     pub log: PathBuf,
     /// Whether its memory comes behind it: the images leave pages to the fill.

@@ -24,7 +24,7 @@ use crate::storage::{Snapshot, send_all, tree_bytes};
 
 use super::frozen::{Frozen, HeldDeparture};
 use super::obstacle::Scene;
-use super::{remains, watches};
+use super::{remains, restored, watches};
 
 /// How long a container may take to stand still.
 const FREEZE_WITHIN: Duration = Duration::from_secs(5);
@@ -318,6 +318,7 @@ impl Departure {
                 cgroup: cgroup.clone(),
                 images,
                 netns_inode: fs::metadata(context.host.netns(self.parts.name()))?.ino(),
+                bound: restored::bound(&self.parts.record.spec).collect(),
                 watched,
             };
             self.rounds = Some(Rounds {

@@ -16,8 +16,11 @@ use crate::daemon::Context;
 use crate::memory::SegmentServer;
 use crate::memory::fill::fill_is_spent;
 use crate::migration::{Cause, Restored, RunError, Summary};
-use crate::model::{ContainerState, Generation, MigrationId, Name, RestoreChoice, Spans, Step};
+use crate::model::{
+    ContainerSpec, ContainerState, Generation, MigrationId, Name, RestoreChoice, Spans, Step,
+};
 use crate::net::HeldFrames;
+use crate::rootfs::plan::DEVICES;
 
 /// How long it may take to see what became of a container whose shim died.
 const SETTLES_WITHIN: Duration = Duration::from_secs(10);
@@ -37,11 +40,11 @@ pub fn way(lazy: bool) -> RestoreChoice {
 /// left after a failure goes with the place.
 pub fn new_shim(coming: &Incoming, lazy: bool) -> Result<Client, Cause> {
     let host = &coming.context.host;
-    let owner = Some(coming.spec.user.uid);
-    let mut shim = create::new_shim(host, &coming.spec, owner)?;
+    let mut shim = create::new_shim(host, &coming.spec, true)?;
     let criu = criu(coming)?;
     shim.prepare(Preparation {
         images: coming.images(),
+        userns: userns(coming),
         netns: host.netns(&coming.spec.name),
         cgroup: host.cgroup(&coming.spec.name).path().to_owned(),
         criu: criu.program().to_owned(),
@@ -56,6 +59,17 @@ fn criu(coming: &Incoming) -> Result<&Criu, Cause> {
     criu.ok_or_else(|| "CRIU cannot be used on this host".into())
 }
 
+fn userns(coming: &Incoming) -> Option<PathBuf> {
+    let own = !coming.spec.userns.is_host();
+    own.then(|| coming.context.host.userns(&coming.spec.name))
+}
+
+/// What of its host is mounted in a container.
+pub fn bound(spec: &ContainerSpec) -> impl Iterator<Item = &'static str> {
+    let devices = DEVICES.iter().filter(|_| !spec.userns.is_host());
+    devices.map(|(path, ..)| *path)
+}
+
 /// What [`crate::checkpoint::CriuRestorer`] wants to know besides.
 fn extra(criu: &Criu) -> serde_json::Value {
     serde_json::json!({ "criu_version": criu.version() })
@@ -68,10 +82,12 @@ fn request(coming: &Incoming, summary: &Summary, lazy: bool) -> Result<RestoreRe
     Ok(RestoreRequest {
         images: coming.images(),
         root: host.rootfs(name),
+        userns: userns(coming),
         netns: host.netns(name),
         cgroup: host.cgroup(name).path().to_owned(),
         criu: criu.program().to_owned(),
         stdio_inodes: summary.stdio_inodes,
+        bound: bound(&coming.spec).map(PathBuf::from).collect(),
         log: coming.images().join("restore.log"),
         lazy,
         extra: extra(criu),
