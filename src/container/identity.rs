@@ -129,7 +129,8 @@ mod test {
         fs::write(&outside, "untouched").unwrap();
         symlink(&outside, root.join("etc/hosts")).unwrap();
         let spec = spec("web", &["true"]);
-        write(&root, &spec, owner).unwrap();
+        let mine = nix::unistd::geteuid().as_raw();
+        write(&root, &spec, mine).unwrap();
         assert_eq!(fs::read_to_string(&outside).unwrap(), "untouched");
         assert!(
             fs::read_to_string(root.join("etc/hosts"))
@@ -143,7 +144,7 @@ mod test {
 
         fs::remove_dir_all(root.join("etc")).unwrap();
         symlink(dir.path(), root.join("etc")).unwrap();
-        assert!(write(&root, &spec, owner).is_err());
+        assert!(write(&root, &spec, mine).is_err());
         assert!(!dir.path().join("hosts").exists());
     }
 }

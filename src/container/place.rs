@@ -174,7 +174,7 @@ pub fn mount_root(host: &Host, spec: &ContainerSpec) -> Result<(), ContainerErro
         Userns::Host => None,
         Userns::Auto => {
             let maps = users_of(host, name)?.layer_maps();
-            let opened = userns::make(&maps, &maps, 0, |process| {
+            let opened = userns::make(0, &maps, &maps, 0, |process| {
                 File::open(process.join("ns/user"))
             });
             Some(opened.map_err(|source| ContainerError::Users {

@@ -41,6 +41,12 @@ HIDDEN long born_in_namespace(long (*next)(long, ...), const struct clone_args *
 /* A userfaultfd for a process in it, to which userfaultfd(2) was refused; else -1, as before. */
 HIDDEN long userfaultfd_by_device(long flags);
 
+/* An image that this process may not open, opened by one that may; -1 and why not, EACCES where this is no image. */
+HIDDEN int image_from_outside(int directory, const char *path);
+
+/* What `dial` returns for the directory, where this process may not enter that. */
+HIDDEN int dialled_outside(int (*dial)(int), int directory);
+
 /* Whether it is one of the two files of ids that CRIU must not write. */
 HIDDEN int is_map_of_ids(const char *path);
 

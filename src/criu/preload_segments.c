@@ -131,7 +131,7 @@ int segment_instead(int directory, const char *path, int *list)
 	if (strcmp(end, ".img") != 0)
 		return 0;
 	*list = -1;
-	connection = dial(directory);
+	connection = dialled_outside(dial, directory);
 	if (connection < 0)
 		return errno == ENOENT ? 0 : (fail("nobody answers"), 1);
 	found = receive(connection, segment, files);

@@ -9,6 +9,7 @@
  * opened, as if nobody had been here.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -189,9 +190,10 @@ static int composed(int (*open_at)(int, const char *, int, ...), int directory)
 
 static int open_instead(int (*next)(int, const char *, int, ...), int directory, const char *path, int flags, mode_t mode)
 {
-	if (smaps_table >= 0 && path && strcmp(path, "smaps") == 0 && (flags & O_ACCMODE) == O_RDONLY) {
-		int file = composed(next, directory);
+	int file;
 
+	if (smaps_table >= 0 && path && strcmp(path, "smaps") == 0 && (flags & O_ACCMODE) == O_RDONLY) {
+		file = composed(next, directory);
 		if (file >= 0)
 			return file;
 	}
@@ -203,7 +205,10 @@ static int open_instead(int (*next)(int, const char *, int, ...), int directory,
 	}
 	if (path && (flags & O_ACCMODE) != O_RDONLY && is_map_of_ids(path))
 		return next(AT_FDCWD, "/dev/null", O_RDWR | O_CLOEXEC, 0);
-	return next(directory, path, flags, mode);
+	file = next(directory, path, flags, mode);
+	if (file < 0 && errno == EACCES && path && (flags & O_ACCMODE) == O_RDONLY)
+		return image_from_outside(directory, path);
+	return file;
 }
 
 /* The mode is the caller's where there is one, and else of no meaning: then the next one does not read it either. */

@@ -9,13 +9,14 @@
  *   CRIU ──fork──▶ helper   enters the user namespace, makes a cgroup namespace
  *                     └──clone3──▶ the first process, which passes to the nearest subreaper as the helper ends
  *
- * From there on it does what CRIU would have it do. Two more things differ in a user namespace of somebody else:
+ * From there on it does what CRIU would have it do. Three more things differ in a user namespace of somebody else:
  *
  * - its maps are written already, and once only: what CRIU writes goes to /dev/null. The maps of the images are those of
  *   the host the container comes from; the ids in them are the container's own (criu/namespaces.c, userns_uid);
  * - userfaultfd(2) that also sees the kernel's own accesses wants CAP_SYS_PTRACE of the host (fs/userfaultfd.c,
  *   userfaultfd_syscall_allowed). /dev/userfaultfd gives one to whoever has it open, for his own memory: CRIU has a
- *   process that stays outside and opens files for those inside (__userns_call), and opens it.
+ *   process that stays outside and opens files for those inside (__userns_call), and opens it;
+ * - the images, and who listens beside them, are root's of the host and nobody else's: the same process opens them.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -113,22 +114,38 @@ long born_in_namespace(long (*next)(long, ...), const struct clone_args *asked, 
 	return -1;
 }
 
+/* Has something opened by the process that stays outside; -1 and why not. The answer of that is a descriptor alone:
+ * where there is none, it is asked a second time, for the number of the error. `call` returns that, negative. */
+static int opened_outside(const char *name, int (*call)(void *, int, pid_t), void *argument, size_t size, int fd)
+{
+	int result = -1;
+
+	if (__userns_call)
+		result = __userns_call(name, call, UNS_FDOUT, argument, size, fd);
+	if (result >= 0)
+		return result;
+	if (__userns_call)
+		result = __userns_call(name, call, 0, argument, size, fd);
+	errno = result < -1 ? -result : result == -1 ? EPERM : EAGAIN;
+	return -1;
+}
+
 static int open_device(void *argument, int fd, pid_t pid)
 {
+	int device = open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+
 	(void)argument, (void)fd, (void)pid;
-	return open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+	return device < 0 ? -errno : device;
 }
 
 long userfaultfd_by_device(long flags)
 {
-	int made, device = -1;
+	int made, device;
 
 	if (!inside)
 		return -1;
-	if (__userns_call)
-		device = __userns_call("open_device", open_device, UNS_FDOUT, NULL, 0, -1);
+	device = opened_outside("open_device", open_device, NULL, 0, -1);
 	if (device < 0) {
-		errno = EPERM;
 		complain("have /dev/userfaultfd opened");
 		return -1;
 	}
@@ -137,6 +154,44 @@ long userfaultfd_by_device(long flags)
 		complain("make a userfaultfd by /dev/userfaultfd");
 	close(device);
 	return made;
+}
+
+static int open_image(void *name, int directory, pid_t pid)
+{
+	int image = openat(directory, name, O_RDONLY | O_CLOEXEC);
+
+	(void)pid;
+	return image < 0 ? -errno : image;
+}
+
+int image_from_outside(int directory, const char *path)
+{
+	static const char suffix[] = ".img";
+	char name[128] = "";
+	size_t length = strlen(path);
+
+	if (!inside || directory < 0 || length < strlen(suffix) || length >= sizeof(name) || strchr(path, '/') ||
+	    strcmp(path + length - strlen(suffix), suffix) != 0) {
+		errno = EACCES;
+		return -1;
+	}
+	memcpy(name, path, length);
+	return opened_outside("open_image", open_image, name, sizeof(name), directory);
+}
+
+static int dial_for(void *dial, int directory, pid_t pid)
+{
+	int connection = (*(int (**)(int))dial)(directory);
+
+	(void)pid;
+	return connection < 0 ? -errno : connection;
+}
+
+int dialled_outside(int (*dial)(int), int directory)
+{
+	if (!inside)
+		return dial(directory);
+	return opened_outside("dial", dial_for, &dial, sizeof(dial), directory);
 }
 
 int is_map_of_ids(const char *path)

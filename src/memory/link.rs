@@ -17,10 +17,10 @@
 //! **Invariant:** a lazy entry is what its source has called lazy *and* lies in a mapping that CRIU registers with a
 //! userfaultfd, by the image it restores the mappings from. Any other page CRIU reads itself, before the task runs.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use nix::fcntl::AtFlags;
@@ -61,7 +61,9 @@ pub fn link_images(
     lazy: bool,
 ) -> Result<Placed, MemoryError> {
     let parent = directory.join("parent");
-    let made = DirBuilder::new().mode(0o700).create(&parent);
+    // Who restores a user namespace opens it by the directory of the images, to which there is no way for others.
+    let made = fs::create_dir(&parent)
+        .and_then(|()| fs::set_permissions(&parent, Permissions::from_mode(0o755)));
     made.map_err(image_error("create", directory, "parent"))?;
     let mut placed = Placed::default();
     let mut copy = Copy::new(complete.store, directory);

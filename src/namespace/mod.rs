@@ -43,7 +43,8 @@ fn failed(operation: &'static str) -> impl FnOnce(io::Error) -> NamespaceError {
 /// them at `user` and `net`, which must not exist. On failure nothing is left.
 pub fn pin_users(ids: IdRange, user: &Path, net: &Path) -> io::Result<()> {
     let maps = ids.maps();
-    userns::make(&maps, &maps, NET, |process| {
+    // Root of the host would be charged for what all containers have, and could be left with nothing.
+    userns::make(ids.first(), &maps, &maps, NET, |process| {
         netns::pin(&process.join("ns/user"), user)?;
         netns::pin(&process.join("ns/net"), net).inspect_err(|_| {
             // The first failure is the one worth telling.

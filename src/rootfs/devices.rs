@@ -16,12 +16,20 @@ use super::plan::{DEVICES, EMPTY, FIRST, LINKS, Mount, NOTHING, SECOND};
 use crate::sys::mount::{
     Change, Filesystem, NO_DEVICES, NO_EXEC, NO_SUID, READ_ONLY, attach, change_mount, clone_at,
 };
+use crate::sys::process;
 
 /// Changes the root, and makes all mounts and devices of the plan; `own_users`: in a user namespace of its own, which
 /// the caller is in.
 pub fn move_in(root: &Path, own_users: bool) -> Result<(), MountError> {
     let brought = own_users.then(Brought::take).transpose()?;
     pivot(root, own_users)?;
+    if own_users {
+        // Root of the host, to whom alone the way to the root was open, is nobody in there: what he made would be nobody's.
+        process::become_root().map_err(|source| MountError::Root {
+            operation: "become the owner of",
+            source,
+        })?;
+    }
     furnish(brought.as_ref())
 }
 
@@ -39,7 +47,10 @@ impl Brought {
         let guarded = plan.filter_map(|step| Some((step, step.filesystem?)));
         let guarded = guarded.filter(|(_, kind)| ["proc", "sysfs"].contains(kind));
         let filesystems = guarded.map(|(step, kind)| {
-            let made = Filesystem::open(kind).and_then(|new| new.mount(attributes(step.flags)));
+            let made = Filesystem::open(kind).and_then(|new| {
+                new.set("source", kind)?;
+                new.mount(attributes(step.flags))
+            });
             Ok((
                 step.target,
                 made.map_err(failed("make a file system for", step.target))?,

@@ -248,7 +248,7 @@ mod test {
             chown(at("lower").join(name), Some(id), Some(id)).unwrap();
         }
         let maps = "0 700000 65536\n65536 0 1\n";
-        let id_map = crate::sys::userns::make(maps, maps, 0, |process| {
+        let id_map = crate::sys::userns::make(0, maps, maps, 0, |process| {
             fs::File::open(process.join("ns/user"))
         })
         .unwrap();

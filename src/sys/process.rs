@@ -54,6 +54,16 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
+/// Becomes root of the user namespace that the calling process has entered, in no group but root's. It keeps the
+/// capabilities that it has there.
+pub fn become_root() -> io::Result<()> {
+    use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[])?;
+    setresgid(group, group, group)?;
+    Ok(setresuid(user, user, user)?)
+}
+
 /// Sets the execution domain of the calling process.
 pub fn personality(domain: u64) -> io::Result<()> {
     // SAFETY: no pointers.

@@ -128,6 +128,7 @@ fn first(plan: &str) -> ExitCode {
 /// Reads the plan, joins the network and forks the first process.
 fn born(plan: &str) -> Result<(Entry, Forked), StepError> {
     let entry: Entry = serde_json::from_slice(&std::fs::read(plan)?)?;
+    be_killable()?;
     let user = entry.userns.as_ref().map(File::open).transpose()?;
     let net = File::open(&entry.netns)?;
     let cgroup = File::open(&entry.cgroup)?;
@@ -193,8 +194,15 @@ fn entered() -> Result<(Entry, Forked), StepError> {
     if !procs.lines().any(|line| line.parse() == Ok(init)) {
         return Err("the container has just ended".into());
     }
+    be_killable()?;
     let forked = namespace::make_another(first.as_fd(), entry.userns.is_some(), cgroup.as_fd())?;
     Ok((entry, forked))
+}
+
+/// Whoever started us may be protected from a lack of memory; the container, which inherits what we have, is not. In a
+/// user namespace nobody may say that of himself any more.
+fn be_killable() -> Result<(), StepError> {
+    Ok(std::fs::write("/proc/self/oom_score_adj", "0")?)
 }
 
 /// Waits for the child and ends as it ended.

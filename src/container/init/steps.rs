@@ -31,13 +31,6 @@ pub const FIRST: &[Step] = &[
         process::default_signals();
         Ok(())
     }),
-    ("become root of its own users", |entry| {
-        // Root of the host is nobody in there: what he made would be nobody's.
-        match entry.userns {
-            Some(_) => become_user(0, 0, &[]),
-            None => Ok(()),
-        }
-    }),
     ("start a session", session),
     (
         "hide the host's cgroups",
@@ -52,10 +45,6 @@ pub const FIRST: &[Step] = &[
     ),
     ("mask what tells of the host", |_| Ok(masked::mask()?)),
     ("close the standard input", empty_stdin),
-    ("be as killable as others", |_| {
-        // Whoever started us may be protected from a lack of memory; the container is not.
-        Ok(fs::write("/proc/self/oom_score_adj", "0")?)
-    }),
     ("set limits", |_| Ok(security::set_limits()?)),
     (
         "bound capabilities",
@@ -138,12 +127,8 @@ fn change_user(entry: &Entry) -> Result<(), StepError> {
         .copied()
         .map(Gid::from_raw)
         .collect();
-    become_user(entry.user.uid, entry.user.gid, &groups)
-}
-
-fn become_user(uid: u32, gid: u32, groups: &[Gid]) -> Result<(), StepError> {
-    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    unistd::setgroups(groups)?;
+    let (uid, gid) = (Uid::from_raw(entry.user.uid), Gid::from_raw(entry.user.gid));
+    unistd::setgroups(&groups)?;
     unistd::setresgid(gid, gid, gid)?;
     unistd::setresuid(uid, uid, uid)?;
     Ok(())

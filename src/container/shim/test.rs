@@ -49,10 +49,12 @@ fn request(script: &str) -> RestoreRequest {
     RestoreRequest {
         images: nowhere(),
         root: nowhere(),
+        userns: None,
         netns: nowhere(),
         cgroup: nowhere(),
         criu: nowhere(),
         stdio_inodes: [1, 2],
+        bound: Vec::new(),
         log: nowhere(),
         lazy: false,
         extra: script.into(),

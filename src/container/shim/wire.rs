@@ -181,10 +181,12 @@ mod test {
         let request = Request::Restore(Box::new(RestoreRequest {
             images: "/a".into(),
             root: "/b".into(),
+            userns: Some("/u".into()),
             netns: "/c".into(),
             cgroup: "/d".into(),
             criu: "/e".into(),
             stdio_inodes: [1, u64::MAX],
+            bound: vec!["/dev/null".into()],
             log: "/f".into(),
             lazy: true,
             extra: serde_json::json!({ "criu_version": "4.2.1" }),

@@ -1,6 +1,7 @@
 //! A container of another host on its way to this one: the rooms' side of [`Destination`] and of what follows.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
@@ -147,6 +148,9 @@ impl Arrival {
             .record(ContainerState::Arriving, coming.generation)
             .save(&context.host)?;
         fs::create_dir_all(coming.images())?;
+        // In a user namespace CRIU is nobody, and asks somebody else for every image that there is: it must see which
+        // there are. Nobody gets here who is not handed the directory.
+        fs::set_permissions(coming.images(), fs::Permissions::from_mode(0o711))?;
         self.shim = Some(restored::new_shim(&coming, self.lazy)?);
         let limit = Bytes(offer.memory.0 * 2) + GROWTH;
         let named = offer.segments.iter().take(MOST_SEGMENTS);

@@ -26,7 +26,7 @@ impl Namespaces {
             if made.of(id_map).is_none() {
                 let fd = match id_map {
                     IdMap::Namespace(path) => File::open(path).map(OwnedFd::from),
-                    IdMap::Ranges { uids, gids } => userns::make(uids, gids, 0, |process| {
+                    IdMap::Ranges { uids, gids } => userns::make(0, uids, gids, 0, |process| {
                         Ok(File::open(process.join("ns/user"))?.into())
                     }),
                 };
