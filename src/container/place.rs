@@ -97,8 +97,10 @@ fn reserve_steps<'a>(
     }
 
     if spec.userns == Userns::Auto {
-        undo.push(move || remove_users(host, name));
-        make_users(host, name)?;
+        let ids = ids::claim(host, name)?;
+        undo.push(move || ids::release(host, name));
+        make_users(host, name, ids)?;
+        undo.push(move || unpin_users(host, name));
     }
     let pin = host.netns(name);
     let network = || ContainerError::network(name);
@@ -125,10 +127,8 @@ fn reserve_steps<'a>(
         .map_err(ContainerError::cgroup(name))
 }
 
-/// Makes the container's user namespace, with ids of this host that nobody else has, and its network namespace, which
-/// must belong to it.
-fn make_users(host: &Host, name: &Name) -> Result<(), ContainerError> {
-    let ids = ids::claim(host, name)?;
+/// Makes the container's user namespace, with these ids of this host, and its network namespace, which must belong to it.
+fn make_users(host: &Host, name: &Name, ids: IdRange) -> Result<(), ContainerError> {
     let pin = host.userns(name);
     make_parent(&pin)?;
     namespace::pin_users(ids, &pin, &host.netns(name)).map_err(|source| ContainerError::Users {
@@ -137,11 +137,11 @@ fn make_users(host: &Host, name: &Name) -> Result<(), ContainerError> {
     })
 }
 
-fn remove_users(host: &Host, name: &Name) -> Result<(), ContainerError> {
+fn unpin_users(host: &Host, name: &Name) -> Result<(), ContainerError> {
     for pin in [host.netns(name), host.userns(name)] {
         netns::unpin(&pin).map_err(ContainerError::file("unpin the namespace at", &pin))?;
     }
-    ids::release(host, name)
+    Ok(())
 }
 
 /// Whom of this host a user of the container is.
@@ -251,7 +251,7 @@ pub fn remove_runtime(host: &Host, name: &Name) -> Result<(), ContainerError> {
     }
     let removed = host.network.remove_port(name, &host.netns(name));
     note(removed.map_err(ContainerError::network(name)));
-    note(remove_users(host, name));
+    note(unpin_users(host, name).and_then(|()| ids::release(host, name)));
     note(remove_directory(&host.run(name)));
     told(name, failures)
 }
