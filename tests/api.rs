@@ -244,6 +244,7 @@ fn given_a_daemon() -> Served {
             &"alpha".parse().unwrap(),
             CriuFacts::default(),
             MemoryFacts::default(),
+            godwit::model::Ability::default(),
         )
         .unwrap(),
         containers: Containers::new(fake.clone(), Arc::new(Locks::default()), events.clone()),

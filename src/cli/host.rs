@@ -76,6 +76,8 @@ fn checks(facts: &HostFacts) -> Vec<Check> {
     checks.push(check("memory hidden from criu", facts.hides_pages.clone()));
     checks.push(check("criu spared smaps", facts.spares_smaps.clone()));
     checks.push(check("lazy restore", facts.lazy_restore.clone()));
+    checks.push(check("user namespaces", facts.userns.clone()));
+    checks.push(check("lazy restore into them", facts.lazy_userns.clone()));
     checks.push(check("throttle", facts.throttle.clone()));
     checks
 }
@@ -164,6 +166,8 @@ mod test {
                 },
             ],
             lazy_restore: ability(true, "userfaultfd works"),
+            userns: ability(true, "files are shown"),
+            lazy_userns: ability(false, "no device"),
             hides_pages: ability(false, "criu is linked statically"),
             spares_smaps: ability(false, "no types are described"),
             throttle: ability(false, "no cpu controller"),

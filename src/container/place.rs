@@ -145,7 +145,7 @@ fn unpin_users(host: &Host, name: &Name) -> Result<(), ContainerError> {
 }
 
 /// Whom of this host a user of the container is.
-pub(super) fn owner(host: &Host, spec: &ContainerSpec, inside: u32) -> Result<u32, ContainerError> {
+pub fn owner(host: &Host, spec: &ContainerSpec, inside: u32) -> Result<u32, ContainerError> {
     if spec.userns.is_host() {
         return Ok(inside);
     }

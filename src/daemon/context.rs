@@ -61,7 +61,12 @@ impl Context {
         let peers = PeerBook::open(&book, identity, config.name.clone(), advertise)?;
         let cgroups = CgroupRoot::find(&config.cgroup.parent)?;
         let (criu, criu_facts) = find_criu(&config);
-        let facts = facts::gather(&config.name, criu_facts, facts::memory(&cgroups))?;
+        let facts = facts::gather(
+            &config.name,
+            criu_facts,
+            facts::memory(&cgroups),
+            facts::userns(state),
+        )?;
         let (network, images) = (Arc::new(network), Arc::new(images));
         let exe = std::env::current_exe().map_err(|source| DaemonError::Io {
             what: "find the program of this process".to_owned(),
@@ -97,6 +102,8 @@ pub fn make_directories(config: &Config) -> Result<(), DaemonError> {
     let all = [
         run.clone(),
         run.join("netns"),
+        run.join("userns"),
+        run.join("ids"),
         run.join("containers"),
         run.join("migrations"),
         state.clone(),

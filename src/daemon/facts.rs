@@ -7,6 +7,7 @@ use super::DaemonError;
 use crate::cgroup::CgroupRoot;
 use crate::memory::tracker;
 use crate::model::{Ability, Bytes, CpuFacts, CriuVersion, HostFacts, Name, TrackerOffer};
+use crate::rootfs::overlay;
 use crate::sys::userfaultfd;
 
 /// What was found out about CRIU when the daemon started.
@@ -31,12 +32,19 @@ pub struct MemoryFacts {
     pub trackers: Vec<TrackerOffer>,
     /// Whether memory can be filled in behind a running container.
     pub lazy_restore: Ability,
+    /// Whether that works in a user namespace, too.
+    pub lazy_userns: Ability,
     /// Whether a container can be slowed down while its memory is copied.
     pub throttle: Ability,
 }
 
 /// Gathers the facts of the host named `name`.
-pub fn gather(name: &Name, criu: CriuFacts, memory: MemoryFacts) -> Result<HostFacts, DaemonError> {
+pub fn gather(
+    name: &Name,
+    criu: CriuFacts,
+    memory: MemoryFacts,
+    userns: Ability,
+) -> Result<HostFacts, DaemonError> {
     let uname = nix::sys::utsname::uname().map_err(|e| DaemonError::Io {
         what: "ask the kernel for its release".to_owned(),
         source: e.into(),
@@ -53,6 +61,8 @@ pub fn gather(name: &Name, criu: CriuFacts, memory: MemoryFacts) -> Result<HostF
         memory_available: memory_available()?,
         trackers: memory.trackers,
         lazy_restore: memory.lazy_restore,
+        userns,
+        lazy_userns: memory.lazy_userns,
         hides_pages: criu.hides_pages,
         spares_smaps: criu.spares_smaps,
         throttle: memory.throttle,
@@ -64,6 +74,7 @@ pub fn memory(cgroups: &CgroupRoot) -> MemoryFacts {
     MemoryFacts {
         trackers: tracker::offered(),
         lazy_restore: lazy_restore(),
+        lazy_userns: lazy_userns(),
         throttle: throttle(cgroups),
     }
 }
@@ -104,6 +115,27 @@ fn lazy_restore() -> Ability {
             ),
         },
     }
+}
+
+/// Whether tasks can have such userfaultfds that may not ask for one themselves.
+fn lazy_userns() -> Ability {
+    Ability::shown(
+        userfaultfd::create_by_device(0).map(drop),
+        "/dev/userfaultfd gives userfaultfds to tasks in a user namespace",
+    )
+}
+
+/// Whether a container can have a user namespace: files in the state directory can be shown as its users'.
+pub fn userns(state_dir: &Path) -> Ability {
+    let proof = format!(
+        "files in {} can be shown as its users'",
+        state_dir.display()
+    );
+    let tried = overlay::try_shown(&state_dir.join("containers"));
+    Ability::shown(
+        tried.map_err(|error| format!("{:#}", anyhow::Error::from(error))),
+        proof,
+    )
 }
 
 /// Memory that a container could still get here, now.
@@ -182,6 +214,7 @@ mod test {
             &"alpha".parse().unwrap(),
             CriuFacts::default(),
             MemoryFacts::default(),
+            Ability::default(),
         )
         .unwrap();
         assert!(!facts.kernel.is_empty() && !facts.cpu.arch.is_empty());

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::fchown;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -62,11 +63,12 @@ impl Complete<'_> {
     /// Takes the segments out that can be handed over to CRIU, which restores from the images in `directory`: what is
     /// left is a matter for [`link_images`](super::link_images).
     ///
-    /// None are where the container has a user namespace: there nobody may change the owner of a memfd of ours.
+    /// They are `owner`'s, who is the container's root: in a user namespace that one gives them whom they were, which he
+    /// could not with what is root's of the host.
     ///
     /// # Errors
     /// When a file cannot be sized or cut, or the directory not be read or written.
-    pub fn take_segments(&mut self, directory: &Path) -> Result<Segments, MemoryError> {
+    pub fn take_segments(&mut self, directory: &Path, owner: u32) -> Result<Segments, MemoryError> {
         let Some(memfds) = memfds(directory)? else {
             return Ok(Segments::default());
         };
@@ -87,7 +89,10 @@ impl Complete<'_> {
             {
                 continue;
             }
-            let file = whole(&stored, list, memfd.size);
+            let file = whole(&stored, list, memfd.size).and_then(|file| {
+                fchown(&file, Some(owner), Some(owner))?;
+                Ok(file)
+            });
             let file = file.map_err(self.store.failed("complete a segment"))?;
             segments.files.insert(id, file);
             segments.pages += list.iter().map(|e| Pages(e.pages.into())).sum::<Pages>();
@@ -121,12 +126,6 @@ fn whole(stored: &StoredSpace, list: &[Entry], size: u64) -> io::Result<File> {
 
 /// The memfds that the images have; none at all where they cannot be handed over.
 fn memfds(directory: &Path) -> Result<Option<Vec<Memfd>>, MemoryError> {
-    let names =
-        fs::read_dir(directory).map_err(image_error("read the directory", directory, ""))?;
-    let mut names = names.filter_map(|name| name.ok()?.file_name().into_string().ok());
-    if names.any(|name| name.starts_with("userns-")) {
-        return Ok(None);
-    }
     let name = "memfd.img";
     match fs::read(directory.join(name)) {
         Ok(bytes) => Ok(read(&bytes)),

@@ -1,6 +1,6 @@
 //! Whether a container can live on another host: facts of both in, reasons out.
 
-use crate::model::{Bytes, CriuVersion, Finding, HostFacts, RestoreChoice};
+use crate::model::{Bytes, CriuVersion, Finding, HostFacts, RestoreChoice, Userns};
 
 /// What the destination knows of itself when it is asked.
 #[derive(Debug, Clone)]
@@ -32,6 +32,8 @@ pub struct Coming<'a> {
     pub files: Bytes,
     /// How its memory shall come back.
     pub restore: RestoreChoice,
+    /// Whether it has a user namespace of its own.
+    pub userns: Userns,
 }
 
 /// What a restore needs besides the container's memory: images, page tables, CRIU itself.
@@ -43,6 +45,7 @@ const DISK_MARGIN: Bytes = Bytes(64 << 20);
 pub fn preflight(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(identity(coming, here));
+    findings.extend(users(coming, here));
     findings.extend(laziness(coming, here));
     findings.extend(memory(coming, here));
     findings.extend(disk(coming, here));
@@ -81,13 +84,25 @@ fn identity(coming: &Coming<'_>, here: &Here<'_>) -> Vec<Finding> {
 /// Whether its memory is filled in behind it here.
 fn lazily(coming: &Coming<'_>, here: &Here<'_>) -> bool {
     match coming.restore {
-        RestoreChoice::Auto | RestoreChoice::Lazy => here.facts.lazy_restore.usable,
+        RestoreChoice::Auto | RestoreChoice::Lazy => here.facts.lazy(coming.userns).usable,
         RestoreChoice::Eager => false,
     }
 }
 
+fn users(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
+    let ability = &here.facts.userns;
+    if coming.userns.is_host() || ability.usable {
+        return None;
+    }
+    let text = format!(
+        "{} has a user namespace, which {} cannot give it: {}",
+        coming.name, here.facts.name, ability.why
+    );
+    Some(Finding::blocking("no-user-namespace", text))
+}
+
 fn laziness(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
-    let ability = &here.facts.lazy_restore;
+    let ability = here.facts.lazy(coming.userns);
     if coming.restore != RestoreChoice::Lazy || ability.usable {
         return None;
     }
@@ -115,7 +130,7 @@ fn memory(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
         return None;
     }
     let less = demand(coming.memory, true);
-    let remedy = if !lazily && facts.lazy_restore.usable && facts.memory_available >= less {
+    let remedy = if !lazily && facts.lazy(coming.userns).usable && facts.memory_available >= less {
         format!("restore it lazily (--restore lazy), which takes {less}")
     } else {
         "move other containers away first".to_owned()
@@ -223,6 +238,11 @@ mod test {
             memory_available: Bytes(1 << 30),
             trackers: Vec::new(),
             lazy_restore: Ability::default(),
+            userns: Ability {
+                usable: true,
+                ..Ability::default()
+            },
+            lazy_userns: Ability::default(),
             hides_pages: Ability::default(),
             spares_smaps: Ability::default(),
             throttle: Ability::default(),
@@ -241,6 +261,7 @@ mod test {
             memory: Bytes(256 << 20),
             files: Bytes(1 << 20),
             restore: RestoreChoice::Auto,
+            userns: Userns::Auto,
         };
         let mut here = Here {
             facts: to,
@@ -285,6 +306,21 @@ mod test {
     }
 
     #[test]
+    fn users_of_its_own_are_possible_or_named_and_cost_the_laziness_where_they_must() {
+        let (from, mut to) = (host("alpha"), host("beta"));
+        to.lazy_restore.usable = true;
+        let lazily =
+            |coming: &mut Coming<'_>, _: &mut Here<'_>| coming.restore = RestoreChoice::Lazy;
+        assert_eq!(codes(&from, &to, lazily), ["no-lazy-restore"]);
+        to.lazy_userns.usable = true;
+        assert_eq!(codes(&from, &to, lazily), [""; 0]);
+        to.userns.usable = false;
+        assert_eq!(codes(&from, &to, lazily), ["no-user-namespace"]);
+        let without = |coming: &mut Coming<'_>, _: &mut Here<'_>| coming.userns = Userns::Host;
+        assert_eq!(codes(&from, &to, without), [""; 0]);
+    }
+
+    #[test]
     fn a_lazy_restore_needs_little_more_than_the_container_and_an_eager_one_twice_it() {
         let text = |lazy: bool, restore: RestoreChoice, available: u64| {
             let mut to = host("beta");
@@ -298,6 +334,7 @@ mod test {
                 memory: Bytes(1000 << 20),
                 files: Bytes(0),
                 restore,
+                userns: Userns::Host,
             };
             let here = Here {
                 facts: &to,

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bytes, Name, TrackerChoice};
+use super::{Bytes, Name, TrackerChoice, Userns};
 
 /// Facts of a host, gathered when its daemon starts (memory: when asked).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,12 @@ pub struct HostFacts {
     /// Whether a container can run here while its memory is still being filled in.
     #[serde(default)]
     pub lazy_restore: Ability,
+    /// Whether a container can have a user namespace of its own here.
+    #[serde(default)]
+    pub userns: Ability,
+    /// Whether one that has can run here while its memory is still being filled in.
+    #[serde(default)]
+    pub lazy_userns: Ability,
     /// Whether CRIU can be kept from reading memory that was copied before.
     #[serde(default)]
     pub hides_pages: Ability,
@@ -42,6 +48,17 @@ pub struct HostFacts {
     /// Whether a container can be slowed down here while its memory is copied.
     #[serde(default)]
     pub throttle: Ability,
+}
+
+impl HostFacts {
+    /// Whether such a container can run here while its memory is still being filled in.
+    pub fn lazy(&self, userns: Userns) -> &Ability {
+        if userns.is_host() || !self.lazy_restore.usable {
+            &self.lazy_restore
+        } else {
+            &self.lazy_userns
+        }
+    }
 }
 
 /// Whether a host can do something, and why, or why not.

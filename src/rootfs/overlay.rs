@@ -11,6 +11,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::MountError;
 use crate::sys::mount::{Change, attach, change_mount, clone_at};
+use crate::sys::userns;
 
 /// The layers of one container.
 #[derive(Debug, Clone, Copy)]
@@ -114,6 +115,49 @@ pub fn unshow(at: &Path) -> Result<(), MountError> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Finds out whether layers in `directory` can be shown with other owners. Nothing is left behind.
+pub fn try_shown(directory: &Path) -> Result<(), MountError> {
+    // Not the name of a container.
+    let scratch = directory.join(".shown");
+    let failed = |source| MountError::IdMap {
+        path: directory.to_owned(),
+        source,
+    };
+    let (root, shown) = (scratch.join("root"), scratch.join("shown"));
+    let clear = || {
+        unmount(&root)?;
+        unshow(&shown)?;
+        match fs::remove_dir_all(&scratch) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(failed(error)),
+            _ => Ok(()),
+        }
+    };
+    clear()?;
+    let tried = (|| {
+        let lower = scratch.join("lower");
+        fs::create_dir_all(&lower).map_err(failed)?;
+        let maps = "0 524288 65536\n65536 0 1\n";
+        let id_map = userns::make(0, maps, maps, 0, |process| {
+            fs::File::open(process.join("ns/user"))
+        });
+        let id_map = id_map.map_err(failed)?;
+        let layers = Layers {
+            lower: &lower,
+            upper: &scratch.join("upper"),
+            work: &scratch.join("work"),
+            shown: Some(Shown {
+                id_map: id_map.as_fd(),
+                at: &shown,
+            }),
+        };
+        mount_overlay(&layers, &root)?;
+        // One that could not be set up for writing is mounted for reading.
+        fs::write(root.join("file"), "").map_err(failed)
+    })();
+    let cleared = clear();
+    tried.and(cleared)
 }
 
 fn mount_layers(layers: &Layers<'_>, target: &Path) -> Result<(), MountError> {
@@ -275,6 +319,8 @@ mod test {
             (33, 7)
         );
         assert_eq!(fs::read_to_string(at("lower/web")).unwrap(), "image");
+        try_shown(&at("state")).unwrap();
+        assert!(!at("state/.shown").exists());
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
         assert!(!mounts.contains(dir.path().to_str().unwrap()), "{mounts}");
     }

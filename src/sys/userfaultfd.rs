@@ -194,6 +194,24 @@ pub fn create(flags: i32) -> io::Result<Userfaultfd> {
     Ok(Userfaultfd(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
+/// The same from `/dev/userfaultfd`, by which whoever may open it can have one for a task that may not ask itself
+/// (`fs/userfaultfd.c`, `userfaultfd_dev_ioctl`; Linux 6.1).
+///
+/// # Errors
+/// `NotFound` where the kernel, or this tree of files, has no such device.
+pub fn create_by_device(flags: i32) -> io::Result<Userfaultfd> {
+    const NEW: libc::c_ulong = 0xAA00; // USERFAULTFD_IOC_NEW
+    let flags = flags | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let device = std::fs::File::open("/dev/userfaultfd")?;
+    // SAFETY: numbers alone.
+    let fd = unsafe { libc::ioctl(device.as_raw_fd(), NEW, flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor; nobody else owns it.
+    Ok(Userfaultfd(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
 impl From<OwnedFd> for Userfaultfd {
     fn from(fd: OwnedFd) -> Self {
         Self(fd)

@@ -1105,6 +1105,8 @@ fn facts(host: &str) -> HostFacts {
         memory_available: Bytes(1 << 30),
         trackers: Vec::new(),
         lazy_restore: Ability::default(),
+        userns: Ability::default(),
+        lazy_userns: Ability::default(),
         hides_pages: Ability::default(),
         spares_smaps: Ability::default(),
         throttle: Ability::default(),

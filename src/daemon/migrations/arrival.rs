@@ -69,6 +69,7 @@ impl Destination for Arrivals {
             memory: offer.memory,
             files: offer.files,
             restore: offer.options.restore,
+            userns: spec.userns,
         };
         Ok(preflight(
             &coming,
@@ -99,7 +100,9 @@ impl Destination for Arrivals {
             images: None,
             frames: None,
             lazy: match offer.options.restore {
-                RestoreChoice::Auto | RestoreChoice::Lazy => self.context.facts.lazy_restore.usable,
+                RestoreChoice::Auto | RestoreChoice::Lazy => {
+                    self.context.facts.lazy(offer.spec.userns).usable
+                }
                 RestoreChoice::Eager => false,
             },
             shim: None,
@@ -193,7 +196,8 @@ impl Arrival {
                 let why = format!("{here} pages are listed here and {there} on the source");
                 return Err(why.into());
             }
-            let segments = complete.take_segments(images.path())?;
+            let owner = place::owner(&coming.context.host, &coming.spec, 0)?;
+            let segments = complete.take_segments(images.path(), owner)?;
             let handed = segments.pages;
             let placed = link_images(complete, images.path(), THREADS, self.lazy)?;
             tracing::debug!(container = %coming.spec.name, ?placed, ?handed, "its memory is complete");
