@@ -1,6 +1,7 @@
 //! One more command in a container that runs.
 
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -68,6 +69,7 @@ pub fn exec(host: &Host, name: &Name, request: ExecRequest) -> Result<Child, Con
     };
     let program = mount::open_read_only(&host.exe).map_err(failed)?;
     Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()))
+        .arg0("godwit")
         .args(["init", "--exec"])
         .env_clear()
         .env(EXEC_VARIABLE, plan)

@@ -68,17 +68,13 @@ impl Context {
             facts::userns(state),
         )?;
         let (network, images) = (Arc::new(network), Arc::new(images));
-        let exe = std::env::current_exe().map_err(|source| DaemonError::Io {
-            what: "find the program of this process".to_owned(),
-            source,
-        })?;
         let host = Host {
             run_dir: config.run_dir.clone(),
             state_dir: config.state_dir.clone(),
             cgroups,
             network: Arc::clone(&network),
             images: Arc::clone(&images),
-            exe,
+            exe: PROGRAM.into(),
         };
         Ok(Self {
             facts,
@@ -95,6 +91,10 @@ impl Context {
         })
     }
 }
+
+/// The program of this process, whoever has replaced or removed its file meanwhile: an upgrade does so seconds before it
+/// restarts the daemon, and what this one starts must speak as it does.
+const PROGRAM: &str = "/proc/self/exe";
 
 /// Makes the directories of a host that are missing. Nobody but root sees into them.
 pub fn make_directories(config: &Config) -> Result<(), DaemonError> {

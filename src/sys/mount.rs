@@ -278,4 +278,30 @@ mod test {
         assert_eq!(refused.raw_os_error(), Some(libc::EROFS));
         write(&path).unwrap();
     }
+
+    #[test]
+    fn a_program_whose_file_was_replaced_is_executed_as_it_was() {
+        if !nix::unistd::geteuid().is_root() {
+            let required = std::env::var_os("GODWIT_REQUIRE_ROOT").is_some();
+            assert!(!required, "a program that was replaced: needs root");
+            println!("SKIP a_program_whose_file_was_replaced: needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("program");
+        std::fs::copy("/bin/sleep", &path).unwrap();
+        let mut child = Command::new(&path).arg("60").spawn().unwrap();
+        // As dpkg does it.
+        std::fs::copy("/bin/false", dir.path().join("new")).unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        let exe = format!("/proc/{}/exe", child.id());
+        let ran = open_read_only(Path::new(&exe)).map(|old| {
+            Command::new(format!("/proc/self/fd/{}", old.as_raw_fd()))
+                .arg("0")
+                .status()
+        });
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(ran.unwrap().unwrap().success());
+    }
 }

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -41,6 +42,7 @@ pub fn start(how: &Start<'_>) -> Result<Client, ShimError> {
         _ => {}
     }
     let mut command = Command::new(how.program);
+    command.arg0("godwit");
     command.arg("shim").arg("--directory").arg(how.directory);
     command
         .arg("--log")

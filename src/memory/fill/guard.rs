@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -376,6 +377,7 @@ fn start(plan: &FillPlan, control: OwnedFd, successor: bool) -> io::Result<Child
     // Of a program that was replaced meanwhile, too: by its descriptor it is the same.
     let mut command = Command::new(&plan.program);
     command
+        .arg0("godwit")
         .arg("fill")
         .arg("--images")
         .arg(&plan.images)
