@@ -123,6 +123,9 @@ impl Parts {
     pub fn go_on(&self) -> Result<(), Cause> {
         let host = &self.context.host;
         let cgroup = host.cgroup(self.name());
+        if !cgroup.path().exists() {
+            return self.has_ended();
+        }
         remains::wait_until_untraced(&cgroup, LET_GO_WITHIN);
         match end_repair(&cgroup) {
             Ok(0) => {}
@@ -142,16 +145,29 @@ impl Parts {
             .network
             .announce(&self.record.spec.lease, &host.netns(self.name()));
         let cleared = remains::remove_directory(&self.directory());
-        let mut record = Record::load(host, self.name())?;
-        record.state = ContainerState::Running;
-        record.migration = None;
-        record.save(host)?;
+        self.stays()?;
         thawed?;
         unthrottled?;
         attached?;
         announced?;
         cleared?;
         Ok(())
+    }
+
+    /// Its host went down while it was on its way, and nothing of it is left here but its files: whoever watches it from
+    /// now on draws the conclusion, and starts it again where that is its policy.
+    fn has_ended(&self) -> Result<(), Cause> {
+        tracing::warn!(container = %self.name(), "it has ended with its host before it could move");
+        remains::remove_directory(&self.directory())?;
+        self.stays()
+    }
+
+    fn stays(&self) -> Result<(), Cause> {
+        let host = &self.context.host;
+        let mut record = Record::load(host, self.name())?;
+        record.state = ContainerState::Running;
+        record.migration = None;
+        Ok(record.save(host)?)
     }
 }
 

@@ -68,12 +68,21 @@ impl Migrations {
         let record = match Record::load(&self.context.host, &entry.container) {
             Ok(record) => record,
             // Gone: it was removed before the journal said so.
-            Err(ContainerError::NotFound { .. }) => return self.forget(&entry),
+            Err(ContainerError::NotFound { .. }) => {
+                let state = match (entry.side, entry.state) {
+                    (Side::Source, JournalState::HandedOver) => JournalState::Moved,
+                    _ => JournalState::StayedHere,
+                };
+                return self.forget(&entry, state);
+            }
             Err(error) => {
                 tracing::error!(container = %entry.container, "its record cannot be read: {error}");
                 return;
             }
         };
+        if has_ended_here(&entry, record.state) {
+            return self.forget(&entry, JournalState::Moved);
+        }
         let mut decisions = self.board.doubt(entry.id, entry.report.clone());
         if matches!(entry.state, JournalState::HandedOver | JournalState::Ready) {
             self.mark(&entry.container, ContainerState::InDoubt).await;
@@ -101,12 +110,8 @@ impl Migrations {
         self.concluded(&entry, ended);
     }
 
-    /// The container's record is gone, which is the last thing that goes: it is over.
-    fn forget(&self, entry: &Entry) {
-        let state = match (entry.side, entry.state) {
-            (Side::Source, JournalState::HandedOver) => JournalState::Moved,
-            _ => JournalState::StayedHere,
-        };
+    /// It is over: the container's record is gone, which is the last thing that goes, or tells how it ended here.
+    fn forget(&self, entry: &Entry, state: JournalState) {
         let ended = Entry {
             state,
             ..entry.clone()
@@ -120,4 +125,12 @@ impl Migrations {
         }
         self.board.end(entry.id);
     }
+}
+
+/// Whether a container that had come is known to have run here, and does no more: the host went down between the record
+/// of it and the journal's. What it was is gone with its memory, and must not be resumed where it came from.
+fn has_ended_here(entry: &Entry, recorded: ContainerState) -> bool {
+    entry.side == Side::Destination
+        && entry.state == JournalState::Accepted
+        && recorded == ContainerState::Stopped
 }
