@@ -187,13 +187,23 @@ async fn restore<D: Destination>(
         let _step = step;
         arriving.restore(&summary)
     });
+    // A lost link shows when `Ready` finds no answer; the restore is not worth interrupting.
+    let restored = alive_during(&job.link, Phase::Restore, work).await?;
+    Ok(Ready {
+        restored,
+        frozen,
+        spans,
+    })
+}
+
+/// Does it, and says meanwhile that this host is alive.
+async fn alive_during<T>(link: &Link, phase: Phase, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
     let mut alive = tokio::time::interval(ALIVE);
     loop {
         tokio::select! {
-            restored = &mut work => return restored.map(|restored| Ready { restored, frozen, spans }),
-            // A lost link shows when `Ready` finds no answer; the restore is not worth interrupting.
-            _ = alive.tick() => { let _ = job.link.say(&Message::Alive, Phase::Restore).await; }
+            done = &mut work => return done,
+            _ = alive.tick() => { let _ = link.say(&Message::Alive, phase).await; }
         }
     }
 }
@@ -255,7 +265,9 @@ async fn take_over<D: Destination>(
                 tracing::error!(migration = %entry.id, error = %error.chain(), "the handover was not journalled");
                 return Served::InDoubt(entry, restored);
             }
-            conclude::accept(entry.clone(), restored, &job.world).await
+            // What it has on the disk of its source is put on this one before the answer, which may take a while.
+            let accepted = conclude::accept(entry.clone(), restored, &job.world);
+            alive_during(&job.link, Phase::Handover, accepted).await
         }
         Some(Message::Cancel { .. }) => conclude::discard(entry.clone(), restored, &job.world)
             .await

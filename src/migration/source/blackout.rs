@@ -19,9 +19,13 @@ const SILENCE: Duration = Duration::from_secs(3);
 /// A restore may take this long, however little time the caller gives the whole.
 const LEAST: Duration = Duration::from_secs(5);
 
-/// How long the source waits for the news that the container runs before it reports doubt. It goes on
-/// asking afterwards.
+/// How long the source waits for the news that the container runs, and hears nothing, before it reports doubt. It goes
+/// on asking afterwards.
 const NEWS: Duration = Duration::from_secs(15);
+
+/// How long it waits for a destination that says that it is alive, and no more: a disk may be slow to take what the
+/// container had on the other one.
+const NEWS_AT_MOST: Duration = Duration::from_secs(120);
 
 /// The longest that the frozen container waits for the destination to keep its frames: a few round trips on a
 /// segment. Without that some are lost, which costs their senders a retransmission.
@@ -178,7 +182,7 @@ impl Run {
                     generation: self.entry.generation,
                 })
                 .await;
-            match tokio::time::timeout(NEWS, self.news()).await {
+            match tokio::time::timeout(NEWS_AT_MOST, self.news(handed_over_at)).await {
                 Ok(Some(News::Runs { after, steps })) => {
                     self.timeline.running_at = Some(handed_over_at + after);
                     self.timeline.heard(steps, handed_over_at);
@@ -202,15 +206,16 @@ impl Run {
         ended
     }
 
-    async fn news(&mut self) -> Option<News> {
+    async fn news(&mut self, since: Instant) -> Option<News> {
         loop {
-            match self.link.receive_message(Phase::Handover).await {
+            let heard = self.link.receive_message(Phase::Handover);
+            match tokio::time::timeout(NEWS, heard).await.ok()? {
                 Ok(Message::Running {
                     after_micros,
                     steps,
                 }) => {
                     // A peer's figure goes into a report and nowhere else; it is no longer than we waited.
-                    let after = Duration::from_micros(after_micros).min(NEWS);
+                    let after = Duration::from_micros(after_micros).min(since.elapsed());
                     return Some(News::Runs { after, steps });
                 }
                 Ok(Message::Fate(Fate::Discarded)) => return Some(News::Discarded),
