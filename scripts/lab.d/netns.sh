@@ -77,14 +77,15 @@ start_switch() {
   done
 }
 
-# plug HOST PID: eth0 into lan, eth1 into wire.
+# plug HOST PID: eth0 into lan, eth1 into wire. A host that comes back has the Ethernet addresses that it had.
 plug() {
-  local host=$1 pid=$2 bridge
+  local host=$1 pid=$2 bridge number
+  number=$(lab_number "$host")
   # Of a host that was here before, the kernel may still be taking the network apart.
   for bridge in lan wire; do lab_on_switch ip link delete "$host-$bridge" 2>/dev/null || :; done
   lab_on_switch ip -batch - <<CABLES
-link add $host-lan type veth peer name eth0 netns $pid
-link add $host-wire type veth peer name eth1 netns $pid
+link add $host-lan type veth peer name eth0 address 52:54:00:77:00:0$number netns $pid
+link add $host-wire type veth peer name eth1 address 52:54:00:88:00:0$number netns $pid
 link set $host-lan master lan up
 link set $host-wire master wire up
 CABLES
