@@ -677,7 +677,7 @@ fn a_container_can_be_dumped_and_restored() {
         // A file that is open and unlinked, one in /dev/shm, a child, and a counter.
         let script = "echo in >/dev/shm/f; exec 7</dev/shm/f 8>/tmp/gone; rm /tmp/gone; sleep 1000 & \
             n=0; while :; do n=$((n+1)); echo $n > /data/n; echo tick $n; sleep 0.1; done";
-        // What CRIU makes alone: without the user namespace, into which it is helped (see tests/criu.rs).
+        // What CRIU makes alone: without the user namespace, into which it is helped (src/criu/preload_userns.c).
         let spec = ContainerSpec {
             userns: Userns::Host,
             ..world.spec("web", script)

@@ -57,9 +57,12 @@ pub fn clear(config: &Config) -> Result<Left, DaemonError> {
     host.cgroups.shims().remove()?;
     remove_empty(host.cgroups.path(), &mut left)?;
     unmount_all(&config.run_dir)?;
-    for name in ["containers", "netns", "migrations"] {
+    for name in ["containers", "netns", "userns", "ids", "migrations"] {
         let path = config.run_dir.join(name);
-        fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+        match fs::remove_dir_all(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other.map_err(failed("remove", &path))?,
+        }
     }
     let _ = fs::remove_file(config.socket());
     drop(lock);

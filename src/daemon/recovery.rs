@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -118,6 +119,7 @@ pub(super) fn names(config: &Config) -> Result<BTreeSet<Name>, DaemonError> {
         state.join("containers"),
         run.join("containers"),
         run.join("netns"),
+        run.join("userns"),
     ] {
         names.extend(names_in(directory)?);
     }
@@ -130,7 +132,11 @@ fn names_in(directory: PathBuf) -> Result<Vec<Name>, DaemonError> {
         source,
     };
     let mut names = Vec::new();
-    for entry in fs::read_dir(&directory).map_err(failed)? {
+    let entries = match fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(names),
+        other => other.map_err(failed)?,
+    };
+    for entry in entries {
         let name = entry.map_err(failed)?.file_name();
         names.extend(name.to_str().and_then(|name| name.parse::<Name>().ok()));
     }

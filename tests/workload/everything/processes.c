@@ -127,6 +127,30 @@ static const char *check_prctl(void) {
     return NULL;
 }
 
+/* ---- a user namespace: root in here is nobody out there, and owners are who they were */
+
+static const char *make_users(void) {
+    int file = open("/tmp/of somebody", O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0640);
+    NEED(file >= 0);
+    NEED(fchown(file, 33, 44) == 0 && close(file) == 0);
+    return NULL;
+}
+static const char *check_users(void) {
+    unsigned inside = 1, outside = 0, count = 0;
+    FILE *map = fopen("/proc/self/uid_map", "re");
+    struct stat somebody, nobodys;
+    NEED(map && fscanf(map, "%u %u %u", &inside, &outside, &count) == 3 && fclose(map) == 0);
+    NEED(inside == 0 && outside >= 524288 && outside % 65536 == 0 && count == 65536);
+    NEED(getuid() == 0 && getgid() == 0);
+    NEED(stat("/tmp/of somebody", &somebody) == 0 && somebody.st_uid == 33 && somebody.st_gid == 44);
+    NEED(stat("/proc/self/exe", &somebody) == 0 && stat("/bin/busybox", &somebody) == 0 && somebody.st_uid == 0);
+    /* What is root's of the host is nobody's. */
+    NEED(stat("/dev/null", &nobodys) == 0 && nobodys.st_uid == 65534);
+    NEED(chmod("/dev/null", 0600) == -1 && errno == EPERM);
+    NEED(chown("/tmp/of somebody", 33, 44) == 0);
+    return NULL;
+}
+
 /* ---- limits, niceness, scheduling, umask, directory */
 
 static struct helper limited;
@@ -263,6 +287,7 @@ const struct item processes[] = {
     {"stopped-process", make_stopped, check_stopped},
     {"identity", make_identity, check_identity},
     {"prctl", make_nothing, check_prctl},
+    {"user-namespace", make_users, check_users},
     {"limits", make_limits, check_limits},
     {"nice-and-scheduler", make_nothing, check_scheduling},
     {"umask-and-directory", make_nothing, check_place},
