@@ -33,6 +33,19 @@ pub enum NetError {
         source: io::Error,
     },
 
+    /// There is no such network device.
+    #[error("there is no network device {name}")]
+    NoDevice {
+        /// Its name.
+        name: String,
+    },
+    /// A device cannot have the name of another one.
+    #[error("there is a network device {name} already where it is to be: choose another name")]
+    DeviceExists {
+        /// The name, or the pattern of which all names are taken.
+        name: String,
+    },
+
     /// The configured bridge exists and is an interface of another kind.
     #[error(
         "{bridge} exists and is not a bridge: set network.bridge to a name that is free, or to a bridge"

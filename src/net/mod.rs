@@ -19,6 +19,7 @@
 
 mod announce;
 mod bridge;
+mod device;
 mod error;
 mod filter;
 mod frame;
@@ -38,6 +39,7 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
+pub use device::{Moved, check_device, give_device};
 pub use error::{Failures, NetError};
 pub use hold::{Delivered, HeldFrames};
 pub use lease::{LeaseEntry, Leases};

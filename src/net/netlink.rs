@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REQUEST};
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::address::AddressAttribute;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{
     BridgePortState, BridgeStpState, InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData,
     LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
@@ -127,6 +127,20 @@ impl Netlink {
         let address = IpAddr::V4(address);
         let request = self.handle.address().add(index, address, prefix);
         self.wait(request.replace().execute())
+    }
+
+    /// What the kernel says of an interface's addresses, in its order.
+    pub fn address_messages(&self, index: u32) -> io::Result<Vec<AddressMessage>> {
+        let request = self.handle.address().get().set_link_index_filter(index);
+        self.wait(request.execute().try_collect())
+    }
+
+    /// Gives an interface an address, in the kernel's words; one that it has already is no error.
+    pub fn add_address_as(&self, message: AddressMessage) -> io::Result<()> {
+        let (index, nobody) = (message.header.index, IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let mut request = self.handle.address().add(index, nobody, 0).replace();
+        *request.message_mut() = message;
+        self.wait(request.execute())
     }
 
     /// Sends what leaves the network to `gateway`.

@@ -13,6 +13,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::birth::{self, Birth};
 use super::command::Command;
+use super::devices::NetDevices;
 use super::error::{file, in_one_line, refused, system};
 use super::init::Inside;
 use super::memory_policy::MemoryPolicy;
@@ -21,8 +22,11 @@ use super::state::{self, Id, Identity, Record, Status};
 use super::store::{self, Home, Root};
 use super::talk::{hear, say};
 use super::wire::{FromProcess, ToProcess};
-use super::{RuntimeError, check_hooks, console, delete, limits, run_hooks, streams};
+use super::{
+    RuntimeError, check_hooks, console, delete, limits, owner, run_hooks, streams, unknown,
+};
 use crate::cgroup::manage::{Driver, Group, Planned};
+use crate::net::Moved;
 use crate::rootfs::bundle;
 use crate::sys::{fdpass, pidfd};
 
@@ -53,7 +57,7 @@ pub struct Request {
 pub fn read_config(bundle: &Path) -> Result<Spec, RuntimeError> {
     let path = bundle.join("config.json");
     let bytes = fs::read(&path).map_err(file("read", &path))?;
-    store::parse(&path, &bytes)
+    unknown::parse(&path, &bytes, "/process")
 }
 
 /// What this host has.
@@ -105,6 +109,7 @@ pub(super) struct Wish<'a> {
     pub spec: Spec,
     pub plan: Plan,
     pub mounts: bundle::Plan,
+    pub devices: NetDevices,
     memory_policy: Option<MemoryPolicy>,
     command: Command,
 }
@@ -129,6 +134,9 @@ impl<'a> Wish<'a> {
         console::check(&process, console)?;
         check_hooks(spec.hooks().as_ref())?;
         let linux = spec.linux().as_ref();
+        let devices = linux.map(|linux| NetDevices::of(linux, &plan.namespaces));
+        let devices = devices.transpose()?.unwrap_or_default();
+        devices.check()?;
         let memory_policy = linux.map(MemoryPolicy::of).transpose()?.flatten();
         let seccomp = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
         let command = Command::of(process, seccomp, request.preserve_fds)?;
@@ -139,6 +147,7 @@ impl<'a> Wish<'a> {
             spec,
             plan,
             mounts,
+            devices,
             memory_policy,
             command,
         })
@@ -221,6 +230,7 @@ impl<'a> Wish<'a> {
         };
         birth::map_ids(pid, &self.plan)?;
         limits::set(pid, &process)?;
+        self.devices.give(pid, &mut undo.devices)?;
         let go = || {
             say(ours.as_fd(), &ToProcess::Go { pid })
                 .map_err(system("speak to the container's process"))
@@ -302,6 +312,8 @@ pub(super) struct Undo<'a> {
     home: Option<Home>,
     cgroup: Option<Group>,
     record: Option<Record>,
+    /// Devices of the host that it has.
+    pub devices: Vec<Moved>,
     begun: bool,
 }
 
@@ -313,6 +325,7 @@ impl<'a> Undo<'a> {
             home: Some(home),
             cgroup: None,
             record: None,
+            devices: Vec::new(),
             begun: false,
         }
     }
@@ -328,6 +341,9 @@ impl<'a> Undo<'a> {
         self.save()?;
         let group = cgroup.create()?;
         self.cgroup = Some(group.clone());
+        if let Some(owner) = owner::of_cgroup(&wish.spec, &wish.plan.namespaces) {
+            group.give_to(owner)?;
+        }
         Ok(group)
     }
 
@@ -401,6 +417,10 @@ impl<'a> Undo<'a> {
                 tracing::warn!("cannot undo: {}", in_one_line(&error));
             }
         };
+        // Before its namespace ends, and they with it.
+        for device in self.devices.drain(..) {
+            complain(device.take_back().map_err(Into::into));
+        }
         if let Some(record) = &self.record {
             let pid = record.init.pid;
             // None yet is 0, which would mean others. It is our child and not reaped, so the number is its own.

@@ -9,6 +9,7 @@ use super::hooks::HookError;
 use super::state::Status;
 use crate::cgroup::CgroupError;
 use crate::criu::CriuError;
+use crate::net::NetError;
 use crate::rootfs::bundle::RootfsError;
 use crate::security::SecurityError;
 
@@ -134,6 +135,9 @@ pub enum RuntimeError {
     /// The cgroup.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Network devices.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Capabilities or system call filters.
     #[error(transparent)]
     Security(#[from] SecurityError),

@@ -21,7 +21,7 @@ use super::state::{Id, Record, Status};
 use super::store::{self, Root};
 use super::talk::{hear, say, say_failed, tell_listener, wait_for_go};
 use super::wire::{FromProcess, ToProcess};
-use super::{RuntimeError, affinity, agent, console, create, init, limits};
+use super::{RuntimeError, affinity, agent, console, create, init, limits, unknown};
 use crate::rootfs::bundle;
 use crate::sys::clone::{self, Clone, Forked};
 use crate::sys::{fdpass, namespace, pidfd, process};
@@ -299,5 +299,5 @@ pub fn template(root: &Root, id: &Id) -> Result<Process, RuntimeError> {
 /// Reads a process from a file.
 pub fn read_process(path: &Path) -> Result<Process, RuntimeError> {
     let bytes = std::fs::read(path).map_err(file("read", path))?;
-    store::parse(path, &bytes)
+    unknown::parse(path, &bytes, "")
 }

@@ -41,7 +41,7 @@ pub fn features() -> Value {
             "intelRdt": {"enabled": false},
             "memoryPolicy": {"modes": modes, "flags": flags},
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false},
+            "netDevices": {"enabled": true},
         },
         "annotations": {
             "org.godwit.version": env!("CARGO_PKG_VERSION"),

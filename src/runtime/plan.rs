@@ -122,9 +122,6 @@ fn check_unsupported(linux: &Linux, facts: Facts) -> Result<(), RuntimeError> {
     if linux.intel_rdt().is_some() {
         return Err(refused("linux.intelRdt", not_done));
     }
-    if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
-        return Err(refused("linux.netDevices", not_done));
-    }
     let flags = linux.personality().as_ref().and_then(|p| p.flags().clone());
     if flags.is_some_and(|flags| !flags.is_empty()) {
         return Err(refused(

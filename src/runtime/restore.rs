@@ -5,7 +5,7 @@
 //!
 //! CRIU makes the processes, their namespaces and their mounts. Ours is what is around them: the record, the cgroup
 //! in which CRIU starts (and so everything that it makes), the places of the mounts, the streams and the terminal,
-//! the loopback device. Hooks are run as other runtimes run them: `prestart` and `createRuntime`, when the namespaces
+//! the loopback device and those of the host that it gets. Hooks are run as other runtimes run them: `prestart` and `createRuntime`, when the namespaces
 //! are there.
 
 use std::fs::{self, DirBuilder};
@@ -295,7 +295,10 @@ impl Way<'_, '_> {
                 self.undo.begun();
                 self.run_hooks(pid)
             }
-            Notify::PostSetupNamespaces => self.raise_loopback(),
+            Notify::PostSetupNamespaces => {
+                self.raise_loopback()?;
+                self.give_devices()
+            }
             // A refusal kills the processes: no record, no container.
             Notify::PostRestore { pid } => {
                 let init = store::identity(pid).ok_or_else(|| RuntimeError::Child {
@@ -334,6 +337,14 @@ impl Way<'_, '_> {
             .and_then(|namespace| namespace.run(netns::raise_loopback))
             .and_then(|raised| raised)
             .map_err(system("raise the loopback device"))
+    }
+
+    /// Those of the host that the configuration names; images have nothing of them.
+    fn give_devices(&mut self) -> Result<(), RuntimeError> {
+        match self.pid {
+            Some(pid) => self.wish.devices.give(pid, &mut self.undo.devices),
+            None => Ok(()),
+        }
     }
 
     fn hand_over(&mut self, master: OwnedFd) -> Result<(), RuntimeError> {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use super::plan::Setting;
@@ -90,6 +91,25 @@ impl Planned {
             group.set(setting)?;
         }
         group.guard(&self.devices)
+    }
+}
+
+/// What may be given away of a cgroup, one file a line (Linux 4.15).
+const DELEGATED: &str = "/sys/kernel/cgroup/delegate";
+const ALWAYS_DELEGATED: [&str; 3] = ["cgroup.procs", "cgroup.subtree_control", "cgroup.threads"];
+
+impl Group {
+    /// Lets a user divide it: the directory becomes theirs, and those files that give nobody more than the cgroup has.
+    pub fn give_to(&self, user: u32) -> Result<(), CgroupError> {
+        let listed = fs::read_to_string(DELEGATED).unwrap_or_default();
+        let give = |path: &Path| match chown(path, Some(user), None) {
+            // Files of controllers that it has not.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            given => given.map_err(failed("give away", path)),
+        };
+        give(self.path())?;
+        let mut names = listed.lines().chain(ALWAYS_DELEGATED);
+        names.try_for_each(|name| give(&self.path().join(name)))
     }
 }
 

@@ -15,6 +15,7 @@ use nix::sched::{CloneFlags, unshare};
 use serde_json::Value;
 
 mod bridge;
+mod device;
 mod filter;
 mod gate;
 mod hold;
