@@ -7,7 +7,7 @@ import pathlib
 import shutil
 
 APPLETS = (
-    "sh cat chmod chown cut dd echo env false grep head hostname id ionice kill ln ls mkdir mknod mount mv nice od"
+    "sh cat chmod chown cut dd echo env false grep head hostname id ionice ip kill ln ls mkdir mknod mount mv nice od"
     " printf ps pwd readlink rm sed seq sleep sort stat sync tail tee test touch tr true tty umount uname unshare wc"
 ).split()
 

@@ -353,82 +353,52 @@ def pod(c):
         other.clean()
 
 
-# ---- hooks
-
-KINDS = ("prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop")
-
-
-@case("hooks, all six, in their order", "config.md: hooks")
-def hooks(c):
-    mark = c.directory / "hooks"
-    mark.mkdir()
-    os.chmod(mark, 0o777)
-    c.config["mounts"].append({"destination": "/hooks", "type": "bind", "source": str(mark), "options": ["bind"]})
-    hook_list = {}
-    for kind in KINDS:
-        inside = kind in ("startContainer",)
-        path = "/hooks/log" if inside else str(mark / "log")
-        script = f"echo {kind} $FOO $1 >> {path}; cat > {path}.{kind}"
-        shell = "/bin/sh"
-        hook_list[kind] = [{"path": shell, "args": ["sh", "-c", script, "sh", "arg"], "env": ["FOO=bar"]}]
-    c.config["hooks"] = hook_list
-    c.script("echo program >> /hooks/log")
-    c.run()
-    seen = (mark / "log").read_text(encoding="utf-8").split("\n")
-    # The program and what runs after its start have no order among them.
-    order = [line for line in seen if line and line not in ("program", "poststart bar arg")]
-    expect("the order", order, [f"{kind} bar arg" for kind in KINDS if kind != "poststart"])
-    expect("the others", sorted(line for line in seen if line in ("program", "poststart bar arg")), ["poststart bar arg", "program"])
-    for kind in KINDS:
-        state = json.loads((mark / f"log.{kind}").read_text(encoding="utf-8"))
-        expect(f"the id that {kind} is told", state["id"], c.id)
-
-
-@case("hooks that fail end it", "config.md: hooks; createRuntime and others")
-def hooks_fail(c):
-    for kind in ("prestart", "createRuntime", "createContainer"):
-        c.config["hooks"] = {kind: [{"path": "/bin/false"}]}
-        c.write()
-        c.fails("create", "--bundle", c.bundle, c.id)
-        c.fails("state", c.id)
-
-
-@case("hooks.timeout", "config.md: hooks.timeout")
-def hooks_timeout(c):
-    c.config["hooks"] = {"createRuntime": [{"path": "/bin/sleep", "args": ["sleep", "100"], "timeout": 1}]}
-    c.write()
-    c.fails("create", "--bundle", c.bundle, c.id)
-
-
-@case("hooks.poststop that fails", "config.md: the delete goes on")
-def poststop(c):
-    mark = c.directory / "mark"
-    c.config["hooks"] = {
-        "poststop": [{"path": "/bin/false"}, {"path": "/bin/sh", "args": ["sh", "-c", f"echo second > {mark}"]}]
-    }
+@case("start a stopped one", "runtime.md: start; an error")
+def start_stopped(c):
     c.script("true")
     c.create()
     c.start()
     c.wait_for("stopped")
-    c.call("delete", c.id)
-    c.wait_for_file(mark, "second")
-    c.fails("state", c.id)
+    c.fails("start", c.id)
 
 
-@case("linux.netDevices", "config-linux.md: netDevices")
-def net_devices(c):
-    ours = f"cf{os.getpid()}"
-    subprocess.run(["ip", "link", "add", ours, "type", "veth", "peer", "name", ours + "p"], check=True)
+@case("kill without a signal", "TERM, as other runtimes have it")
+def kill_default(c):
+    c.script("trap 'echo got > /mark; exit' TERM; echo up > /mark; while :; do sleep 0.05; done")
+    c.create()
+    c.start()
+    c.wait_for_file(c.root / "mark", "up")
+    c.ok("kill", c.id)
+    c.wait_for_file(c.root / "mark", "got")
+
+
+@case("state of a stopped one", "runtime.md: state; pid is for those that are created or running")
+def state_stopped(c):
+    c.script("true")
+    c.create()
+    c.start()
+    c.wait_for("stopped")
+    expect("the pid", c.state().get("pid", 0), 0)
+
+
+@case("ociVersion missing", "config.md: ociVersion is REQUIRED")
+def no_version(c):
+    del c.config["ociVersion"]
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
+
+
+@case("--preserve-fds", "descriptors that were asked for, and LISTEN_FDS is the caller's")
+def preserved(c):
+    path = c.directory / "passed"
+    path.write_text("passed", encoding="utf-8")
+    c.script("cat <&3; ls /proc/self/fd | wc -l")
+    c.write()
+    held = os.open(path, os.O_RDONLY)
     try:
-        c.linux["netDevices"] = {ours: {"name": "inside0"}}
-        c.script("cat /proc/net/dev")
-        expect_in("the devices", "inside0", c.run())
+        command = [c.runtime, "--root", c.state_root, "--log", c.log, "run", "--preserve-fds", "1", "--bundle", c.bundle, c.id]
+        shell = ["sh", "-c", f'exec 3<"{path}"; exec "$@"', "sh", *map(str, command)]
+        done = subprocess.run(shell, capture_output=True, text=True, timeout=PATIENCE, check=False, stdin=subprocess.DEVNULL)
     finally:
-        subprocess.run(["ip", "link", "del", ours + "p"], check=False, stderr=subprocess.DEVNULL)
-
-
-@case("linux.memoryPolicy", "config-linux.md: memoryPolicy")
-def memory_policy(c):
-    c.linux["memoryPolicy"] = {"mode": "MPOL_INTERLEAVE", "nodes": "0"}
-    c.script("head -n 1 /proc/self/numa_maps")
-    expect_in("the policy", "interleave:0", c.run())
+        os.close(held)
+    expect("what it sees", (done.returncode, done.stdout), (0, "passed5\n"))

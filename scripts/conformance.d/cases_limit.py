@@ -258,3 +258,55 @@ def cgroups_gone(c):
     c.run()
     left = [str(path) for path in pathlib.Path("/sys/fs/cgroup").rglob(c.id)]
     expect("what is left", left, [])
+
+
+@case("cgroupsPath relative", "config-linux.md: cgroupsPath; the same value is the same place")
+def cgroups_relative(c):
+    c.without("cgroup")
+    c.linux["cgroupsPath"] = f"relative-{c.id}"
+    c.script("grep ^0:: /proc/self/cgroup")
+    first = c.run()
+    expect("it is in one of its own", f"relative-{c.id}" in first, True)
+    expect("the second time", c.run(), first)
+
+
+@case("cgroups in a user namespace", "config-linux.md: cgroup ownership; root inside may divide its cgroup")
+def cgroups_owned(c):
+    c.in_user_namespace()
+    c.config["mounts"].append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": ["rw"]})
+    c.script("mkdir /sys/fs/cgroup/inner && echo $$ > /sys/fs/cgroup/inner/cgroup.procs && echo moved")
+    c.prints("moved")
+
+
+@case("linux.intelRdt without resctrl", "config-linux.md: intelRdt; where resctrl is not mounted, an error")
+def no_resctrl(c):
+    if "resctrl" in pathlib.Path("/proc/mounts").read_text(encoding="utf-8"):
+        raise Refused("resctrl is mounted here")
+    c.linux["intelRdt"] = {"closID": "conf"}
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
+    c.fails("state", c.id)
+
+
+# ---- memory nodes
+
+
+@case("linux.memoryPolicy", "config-linux.md: memoryPolicy")
+def memory_policy(c):
+    c.linux["memoryPolicy"] = {"mode": "MPOL_INTERLEAVE", "nodes": "0"}
+    c.script("head -n 1 /proc/self/numa_maps")
+    expect("the policy", "interleave:0" in c.run(), True)
+
+
+@case("linux.memoryPolicy.flags", "config-linux.md: memoryPolicy.flags")
+def memory_flags(c):
+    c.linux["memoryPolicy"] = {"mode": "MPOL_BIND", "nodes": "0", "flags": ["MPOL_F_STATIC_NODES"]}
+    c.script("head -n 1 /proc/self/numa_maps")
+    expect("the policy", "bind=static:0" in c.run(), True)
+
+
+@case("linux.memoryPolicy that is none", "config-linux.md: memoryPolicy; an unknown mode is an error")
+def memory_unknown(c):
+    c.linux["memoryPolicy"] = {"mode": "MPOL_NONE", "nodes": "0"}
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)

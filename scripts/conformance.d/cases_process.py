@@ -1,5 +1,6 @@
 """Cases about `process`, namespaces and what a process is given."""
 
+import json
 import os
 import pathlib
 import subprocess
@@ -309,6 +310,224 @@ def sysctl_host(c):
     path = pathlib.Path("/proc/sys/kernel/panic")
     before = path.read_text(encoding="utf-8")
     c.linux["sysctl"] = {"kernel.panic": "99"}
+    c.write()
+    code, _, _ = c.call("run", "--bundle", c.bundle, c.id)
+    after = path.read_text(encoding="utf-8")
+    if after != before:
+        path.write_text(before, encoding="utf-8")
+    expect("what the host has, and the answer is an error", (after, code != 0), (before, True))
+
+
+# ---- more of a process
+
+
+@case("process.args empty", "config.md: process.args; at least one entry")
+def args_empty(c):
+    c.process["args"] = []
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
+
+
+@case("process.cwd not there", "runtimes make it")
+def cwd_missing(c):
+    c.process["cwd"] = "/home/new/one"
+    c.script("pwd")
+    c.prints("/home/new/one")
+
+
+@case("process.rlimits, an unknown type", "config.md: rlimits; MUST be an error")
+def rlimits_unknown(c):
+    c.process["rlimits"] = [{"type": "RLIMIT_NONE", "soft": 1, "hard": 1}]
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
+
+
+@case("process.capabilities, an unknown name", "config.md: capabilities; SHOULD NOT fail")
+def capabilities_unknown(c):
+    c.process["capabilities"]["bounding"] = c.process["capabilities"]["bounding"] + ["CAP_NONE"]
+    c.script("echo here")
+    c.prints("here")
+
+
+@case("process.capabilities missing", "config.md: capabilities; a user has none")
+def capabilities_none(c):
+    del c.process["capabilities"]
+    c.process["user"] = {"uid": 1000, "gid": 1000}
+    c.script(STATUS)
+    text = c.run()
+    expect("the sets", [int(status_of(text, key), 16) for key in ("CapPrm", "CapEff", "CapAmb")], [0, 0, 0])
+
+
+@case("process.oomScoreAdj not set", "config.md: oomScoreAdj MUST NOT be changed")
+def oom_unset(c):
+    own = pathlib.Path("/proc/self/oom_score_adj").read_text(encoding="utf-8").strip()
+    c.script("cat /proc/self/oom_score_adj")
+    c.prints(own)
+
+
+@case("process.scheduler SCHED_FIFO", "config.md: scheduler.priority")
+def scheduler_fifo(c):
+    c.process["scheduler"] = {"policy": "SCHED_FIFO", "priority": 3}
+    # Fields 40 and 41: the priority of real time, and the policy.
+    c.script("sed 's/.*) //' /proc/self/stat | cut -d' ' -f38,39")
+    c.prints("3 1")
+
+
+@case("process.scheduler SCHED_IDLE", "config.md: scheduler.policy")
+def scheduler_idle(c):
+    c.process["scheduler"] = {"policy": "SCHED_IDLE"}
+    c.script("sed 's/.*) //' /proc/self/stat | cut -d' ' -f39")
+    c.prints("5")
+
+
+@case("process.scheduler, priority of a policy without", "config.md: scheduler; an error")
+def scheduler_wrong(c):
+    c.process["scheduler"] = {"policy": "SCHED_OTHER", "priority": 10}
+    c.write()
+    c.fails("run", "--bundle", c.bundle, c.id)
+
+
+@case("process.ioPriority IOPRIO_CLASS_IDLE", "config.md: ioPriority.class")
+def io_idle(c):
+    c.process["ioPriority"] = {"class": "IOPRIO_CLASS_IDLE", "priority": 0}
+    c.script("ionice -p $$")
+    expect_in("ionice", "idle", c.run())
+
+
+@case("process.execCPUAffinity, a process by a file", "config.md: execCPUAffinity")
+def affinity_exec(c):
+    c.sleeping()
+    path = c.directory / "process.json"
+    process = dict(c.process, args=["sh", "-c", STATUS], execCPUAffinity={"initial": "0", "final": "0"})
+    path.write_text(json.dumps(process), encoding="utf-8")
+    expect("the processors", status_of(c.ok("exec", "--process", path, c.id), "Cpus_allowed_list"), "0")
+
+
+@case("process.consoleSize without a terminal", "config.md: consoleSize MUST be ignored")
+def console_ignored(c):
+    c.process["consoleSize"] = {"height": 10, "width": 20}
+    c.script("echo here")
+    c.prints("here")
+
+
+@case("process.apparmorProfile without AppArmor", "config.md: apparmorProfile; an error")
+def no_apparmor(c):
+    path = pathlib.Path("/sys/module/apparmor/parameters/enabled")
+    if path.exists() and path.read_text(encoding="utf-8").startswith("Y"):
+        c.script("echo here")
+        c.prints("here")
+        return
+    c.process["apparmorProfile"] = "no-such-profile"
+    c.write()
+    c.fails("run", "--bundle", c.bundle, c.id)
+
+
+# ---- more of namespaces
+
+
+@case("linux.namespaces, an unknown type", "config-linux.md: namespaces.type")
+def namespace_unknown(c):
+    c.linux["namespaces"].append({"type": "none"})
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
+
+
+@case("linux.namespaces.path relative", "config-linux.md: namespaces.path MUST be absolute")
+def namespace_relative(c):
+    c.join("uts", "proc/self/ns/uts")
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
+
+
+def joined(kind, file, *unshare):
+    @case(f"linux.namespaces {kind} by path", "config-linux.md: namespaces.path")
+    def check(c):
+        holder = subprocess.Popen(["unshare", *unshare, "sleep", "60"])
+        try:
+            read = lambda: os.readlink(f"/proc/{holder.pid}/ns/{file}")
+            host = os.readlink(f"/proc/self/ns/{file}")
+            while read() == host:
+                pass
+            expected = read()
+            c.join(kind, f"/proc/{holder.pid}/ns/{file}")
+            c.script(f"readlink /proc/self/ns/{file}")
+            c.prints(expected)
+        finally:
+            holder.kill()
+            holder.wait()
+
+
+joined("cgroup", "cgroup", "--cgroup")
+joined("uts", "uts", "--uts")
+joined("ipc", "ipc", "--ipc")
+
+
+@case("linux.namespaces time by path", "config-linux.md: namespaces.path")
+def time_by_path(c):
+    holder = subprocess.Popen(["unshare", "--time", "--monotonic", "1000", "--fork", "--kill-child", "sleep", "60"])
+    try:
+        host = os.readlink("/proc/self/ns/time")
+        while os.readlink(f"/proc/{holder.pid}/ns/time_for_children") == host:
+            pass
+        c.join("time", f"/proc/{holder.pid}/ns/time_for_children")
+        c.script("readlink /proc/self/ns/time")
+        c.prints(os.readlink(f"/proc/{holder.pid}/ns/time_for_children"))
+    finally:
+        holder.kill()
+        holder.wait()
+
+
+@case("linux.namespaces user by path", "config-linux.md: namespaces.path")
+def user_by_path(c):
+    first = c.another()
+    try:
+        first.in_user_namespace()
+        first.sleeping()
+        pid = first.state()["pid"]
+        c.in_user_namespace()
+        c.join("user", f"/proc/{pid}/ns/user")
+        del c.linux["uidMappings"], c.linux["gidMappings"]
+        c.script("readlink /proc/self/ns/user; id -u")
+        c.prints(os.readlink(f"/proc/{pid}/ns/user") + "\n0")
+    finally:
+        first.clean()
+
+
+@case("linux.uidMappings of several ranges", "config-linux.md: user namespace mappings")
+def mappings_several(c):
+    c.in_user_namespace()
+    ranges = [
+        {"containerID": 0, "hostID": 100000, "size": 1000},
+        {"containerID": 1000, "hostID": 300000, "size": 10},
+    ]
+    c.linux["uidMappings"] = ranges
+    c.script("tr -s ' ' < /proc/self/uid_map")
+    c.prints("0 100000 1000\n 1000 300000 10")
+
+
+@case("linux.uidMappings without a user namespace", "config-linux.md: user namespace mappings")
+def mappings_alone(c):
+    before = os.readlink("/proc/self/ns/user")
+    c.linux["uidMappings"] = [{"containerID": 0, "hostID": 100000, "size": 1}]
+    c.script("readlink /proc/self/ns/user")
+    c.write()
+    code, out, _ = c.call("run", "--bundle", c.bundle, c.id)
+    expect("it is refused, or has the host's", code != 0 or out.strip() == before, True)
+
+
+@case("linux.timeOffsets without a time namespace", "config-linux.md: timeOffsets; an error")
+def offsets_alone(c):
+    c.linux["timeOffsets"] = {"monotonic": {"secs": 100}}
+    c.write()
+    c.fails("create", "--bundle", c.bundle, c.id)
+
+
+@case("linux.sysctl of another namespace", "config-linux.md: sysctl; net without a network namespace is refused")
+def sysctl_net(c):
+    path = pathlib.Path("/proc/sys/net/ipv4/ip_default_ttl")
+    before = path.read_text(encoding="utf-8")
+    c.without("network")
+    c.linux["sysctl"] = {"net.ipv4.ip_default_ttl": "33"}
     c.write()
     code, _, _ = c.call("run", "--bundle", c.bundle, c.id)
     after = path.read_text(encoding="utf-8")

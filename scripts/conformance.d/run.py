@@ -15,9 +15,13 @@ import bundle
 from case import CASES, Container, Failed, Refused
 
 import cases_file  # noqa: F401  each registers its cases
+import cases_hook  # noqa: F401
 import cases_life  # noqa: F401
 import cases_limit  # noqa: F401
+import cases_mount  # noqa: F401
+import cases_network  # noqa: F401
 import cases_process  # noqa: F401
+import cases_seccomp  # noqa: F401
 
 # A refusal for what this machine's cgroup v2 hierarchy does not have.
 NO_CONTROLLER = re.compile(r"cgroup v2 has no|controller")
