@@ -90,10 +90,11 @@ pub trait Held: Send + 'static {
     /// What it becomes when handed over.
     type HandedOver: HandedOver;
 
-    /// Finds out what of its memory is unsent, and takes what copied it out of its tasks.
+    /// Finds out what of its memory is unsent, and takes what copied it out of its tasks. After [`Self::close_gate`].
     fn look(&mut self, outbox: &Outbox) -> Result<(), Cause>;
 
-    /// Closes its network gate: from now on no frame reaches it, and its sockets are what they will be elsewhere.
+    /// Closes its network gate: from now on no frame reaches it, and its sockets are what they will be elsewhere. It may
+    /// run for a moment meanwhile, for what only it can bring to an end.
     fn close_gate(&mut self) -> Result<(), Cause>;
 
     /// Dumps it, after [`Self::look`] and with its gate closed: sends pages and images. Afterwards it stays frozen

@@ -27,7 +27,7 @@ use super::obstacle::Scene;
 use super::{remains, restored, watches};
 
 /// How long a container may take to stand still.
-const FREEZE_WITHIN: Duration = Duration::from_secs(5);
+pub const FREEZE_WITHIN: Duration = Duration::from_secs(5);
 /// How long CRIU may hold tasks after its client has gone.
 const LET_GO_WITHIN: Duration = Duration::from_secs(20);
 /// The blackout of an empty container, as measured with these namespaces.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use super::departure::{Parts, Rounds, into};
-use super::remains;
+use super::departure::{FREEZE_WITHIN, Parts, Rounds, into};
+use super::{backlog, remains};
 use crate::checkpoint::{Held as HeldDump, Precopy, for_each_chunk, mapped_files};
 use crate::container::{Record, place};
 use crate::daemon::Context;
@@ -96,9 +96,13 @@ impl Held for HeldDeparture {
 
     fn close_gate(&mut self) -> Result<(), Cause> {
         let frozen = self.frozen();
-        let _step = frozen.spans.begin("close the gate");
-        let parts = &frozen.parts;
-        Ok(parts.context.host.network.detach(parts.name())?)
+        let (parts, spans) = (&frozen.parts, &frozen.spans);
+        let step = spans.begin("close the gate");
+        parts.context.host.network.detach(parts.name())?;
+        drop(step);
+        let _step = spans.begin("let it accept");
+        let cgroup = parts.context.host.cgroup(parts.name());
+        backlog::let_accept(&cgroup, parts.pid, FREEZE_WITHIN)
     }
 
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {

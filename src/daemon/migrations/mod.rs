@@ -4,6 +4,7 @@
 //! `arriving` and `in-doubt` the requests that would disturb it are refused (see [`super::requests`]).
 
 mod arrival;
+mod backlog;
 mod board;
 mod departure;
 mod failpoint;

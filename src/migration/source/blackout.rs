@@ -72,13 +72,15 @@ impl Run {
         self.frozen_said = Instant::now();
         self.say(&Message::Frozen).await?;
         self.enter(Phase::Dump).await?;
-        self.held_step(held, |held, outbox| held.look(outbox))
-            .await?;
         self.holding().await?;
+        self.held_step(held, |held, outbox| {
+            held.close_gate()?;
+            outbox.say_blocking(&Message::GateClosed)?;
+            held.look(outbox)
+        })
+        .await?;
         let summary = self
             .held_step(held, |held, outbox| {
-                held.close_gate()?;
-                outbox.say_blocking(&Message::GateClosed)?;
                 let summary = held.dump(outbox)?;
                 outbox.say_blocking(&Message::DumpEnd {
                     frames: outbox.end_pages(),

@@ -13,6 +13,7 @@ use crate::sys::pidfd;
 use crate::sys::socket_diag;
 use crate::sys::xattr::{self, Of};
 
+use super::super::backlog;
 use super::{Descriptor, Process};
 
 /// The protocols whose sockets CRIU collects (`criu/sockets.c`, `collect_sockets`), by the kernel's names.
@@ -48,22 +49,15 @@ impl Nets {
         let inode = fs::metadata(format!("/proc/{first}/ns/net"))
             .map(|ns| ns.ino())
             .ok();
-        let tables = ["tcp", "tcp6"].map(|name| {
-            fs::read_to_string(format!("/proc/{first}/net/{name}")).unwrap_or_default()
-        });
         Self {
             first,
             inode,
-            waiting: tables
-                .iter()
-                .flat_map(|table| table.lines())
-                .filter_map(backlog)
-                .collect(),
+            waiting: backlog::left_waiting(first),
             found: Vec::new(),
         }
     }
 
-    /// Connections that wait to be taken ("In-flight connection", `criu/sk-inet.c`).
+    /// Connections that wait to be taken.
     pub fn backlogs(&mut self) -> Vec<Finding> {
         std::mem::take(&mut self.found)
     }
@@ -77,15 +71,6 @@ impl Nets {
             HashMap::new()
         })
     }
-}
-
-/// A line of `/proc/net/tcp` about a socket that listens: its number, and how many connections wait to be taken.
-fn backlog(line: &str) -> Option<(u64, usize)> {
-    const LISTEN: &str = "0A";
-    let words: Vec<&str> = line.split_whitespace().collect();
-    let (state, queues, inode) = (words.get(3)?, words.get(4)?, words.get(9)?);
-    let waiting = usize::from_str_radix(queues.split_once(':')?.1, 16).ok()?;
-    (*state == LISTEN && waiting > 0).then_some((inode.parse().ok()?, waiting))
 }
 
 /// What is wrong with a socket.
@@ -124,26 +109,5 @@ fn remedy(name: &str) -> &'static str {
         ", and have the program use plain TCP (for Go: GODEBUG=multipathtcp=0)"
     } else {
         ""
-    }
-}
-
-#[cfg(test)]
-mod test {
-    use super::*;
-
-    #[test]
-    fn only_a_listening_socket_with_connections_waits() {
-        let line = |state, queue| {
-            format!(
-                "   0: 00000000:1B58 00000000:0000 {state} 00000000:{queue} 00:00000000 00000000     0        0 4711 1 0 100 0 0 10 0"
-            )
-        };
-        assert_eq!(backlog(&line("0A", "00000002")), Some((4711, 2)));
-        assert_eq!(backlog(&line("0A", "00000000")), None);
-        assert_eq!(backlog(&line("01", "00000002")), None);
-        assert_eq!(
-            backlog("  sl  local_address rem_address   st tx_queue rx_queue"),
-            None
-        );
     }
 }
