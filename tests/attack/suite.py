@@ -5,7 +5,8 @@
 
 The lab is up, and "evil" and "victim" run on alpha. An attempt that is refused in the container is made once more
 where the defence is missing (by root on the host, or with the port's filter taken off): where it works there, the
-defence is what stopped it; where it does not, the table says so. The exit status is 0 only if no attack works.
+defence is what stopped it; where it does not, the table says so. The exit status is 0 only if no attack works. A FILE
+whose name ends with .md gets the table of attack, kernel feature, rule and outcome.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import threading
 import time
+
+import defences
 
 HOST = "alpha"
 
@@ -50,10 +53,14 @@ class Table:
         self.rows = []
 
     def add(self, case, works, reason, control=None, control_reason="", otherwise=None):
-        """otherwise: neither refused nor a failure, but `skipped` here, or `open`: known to work, and told in README."""
+        """otherwise: neither refused nor a failure, but `skipped` here."""
+        feature, rule, file = defences.of(case)
         self.rows.append(
             {
                 "case": case,
+                "kernel_feature": feature,
+                "rule": rule,
+                "file": file,
                 "result": otherwise or ("WORKS" if works else "refused"),
                 "reason": "; ".join(reason.split("\n"))[:120],
                 "without_defence": control,
@@ -74,8 +81,16 @@ class Table:
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths + [0])).rstrip() for line in lines
         )
 
+    def markdown(self):
+        """The table of what stands against what."""
+        lines = ["| attack | kernel feature | rule | where | outcome | reason |", "|---|---|---|---|---|---|"]
+        for row in self.rows:
+            cells = ("case", "kernel_feature", "rule", "file", "result", "reason")
+            lines.append("| " + " | ".join(row[cell].replace("|", "\\|") for cell in cells) + " |")
+        return "\n".join(lines) + "\n"
+
     def counts(self):
-        found = {"refused": 0, "WORKS": 0, "open": 0, "skipped": 0}
+        found = {"refused": 0, "WORKS": 0, "skipped": 0}
         for row in self.rows:
             found[row["result"]] += 1
         return found
@@ -401,10 +416,10 @@ def main():
     bombs(lab, table, address)
     if a.out:
         with open(a.out, "w", encoding="utf-8") as file:
-            json.dump(table.rows, file, indent=1)
+            file.write(table.markdown() if a.out.endswith(".md") else json.dumps(table.rows, indent=1))
     print(json.dumps(table.rows, indent=1) if a.format == "json" else table.text())
     counts = table.counts()
-    print(f"{counts['refused']} refused, {counts['WORKS']} work, {counts['open']} open, {counts['skipped']} skipped", file=sys.stderr)
+    print(f"{counts['refused']} refused, {counts['WORKS']} work, {counts['skipped']} skipped", file=sys.stderr)
     return 1 if counts["WORKS"] else 0
 
 
