@@ -1,9 +1,10 @@
-//! Builds the object that is preloaded into CRIU; see `preload.c`.
+//! Builds the object that is preloaded into CRIU, see `preload.c`; and says how the program is linked.
 
 use std::env;
 use std::path::Path;
 
 fn main() {
+    link();
     let sources = [
         "src/criu/preload.c",
         "src/criu/preload_segments.c",
@@ -27,4 +28,14 @@ fn main() {
         status.success(),
         "what is preloaded into CRIU does not compile"
     );
+}
+
+/// Some 36000 places of the program hold its load address and a number. Packed they take 11 KiB of the file instead of
+/// 880, which the loader reads at every start: what `godwit create` has resident went from 13.9 to 11.6 MiB. It takes
+/// glibc 2.36 (Debian 12) or newer.
+fn link() {
+    let target = |what: &str| env::var(format!("CARGO_CFG_TARGET_{what}")).unwrap_or_default();
+    if target("OS") == "linux" && target("ENV") == "gnu" {
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
+    }
 }
