@@ -338,6 +338,40 @@ async fn raw(socket: &Path, request: &str) -> String {
     answer
 }
 
+/// The first bytes of the answer: some answers go on for ever.
+async fn first_of(socket: &Path, request: &str) -> String {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_document_tells_of_is_served() {
+    let served = given_a_daemon();
+    let document: serde_json::Value = served.client.get("/v1/openapi.json").await.unwrap();
+    assert_eq!(document, godwit::api::openapi::document());
+    let mut asked = 0;
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let path = path.replace("{name}", "none").replace("{id}", "none");
+        for method in item.as_object().unwrap().keys() {
+            let method = method.to_uppercase();
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+            );
+            let answer = first_of(&served.socket, &request).await;
+            assert!(answer.starts_with("HTTP/1.1 "), "{method} {path}: {answer}");
+            for nothing in ["no-such-path", "no-such-method"] {
+                assert!(!answer.contains(nothing), "{method} {path}: {answer}");
+            }
+            asked += 1;
+        }
+    }
+    assert!(asked > 30, "{asked}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_has_ended_is_started_again_unless_it_was_stopped() {
     let served = given_a_daemon();

@@ -14,6 +14,7 @@ pub mod client;
 pub mod error;
 mod extract;
 mod ndjson;
+pub mod openapi;
 mod routes;
 pub mod server;
 pub mod types;

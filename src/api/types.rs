@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
@@ -12,7 +13,7 @@ use crate::model::{
 };
 
 /// Why a request was not carried out.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema, thiserror::Error)]
 #[error("{message}")]
 pub struct ApiError {
     /// Stable, for programs: `no-such-container`, `bad-field`, `busy`, …
@@ -28,7 +29,7 @@ pub struct ApiError {
 }
 
 /// `POST /v1/containers`: make a container, from a template or from an image in the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CreateRequest {
     /// Its name.
@@ -63,7 +64,7 @@ pub struct CreateRequest {
 }
 
 /// `POST …/kill`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct KillRequest {
     /// A name (`TERM`, `SIGTERM`) or a number.
@@ -74,7 +75,7 @@ pub struct KillRequest {
 }
 
 /// `POST …/stop`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StopRequest {
     /// How long its command may take to end by itself, in milliseconds, before all of it is killed.
@@ -90,7 +91,7 @@ impl StopRequest {
 }
 
 /// `POST …/exec`: run a command in a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ExecRequest {
     /// The command and its arguments.
@@ -107,7 +108,7 @@ pub struct ExecRequest {
 }
 
 /// Which of a command's two outputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Output {
     /// Standard output.
@@ -117,7 +118,7 @@ pub enum Output {
 }
 
 /// A line of the answer to `exec`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum ExecLine {
     /// Some output.
@@ -140,7 +141,7 @@ pub enum ExecLine {
 }
 
 /// A line of the answer to `logs`: a line that the container printed, or a part of a long one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LogLine {
     /// When, as RFC 3339 has it, UTC.
     pub at: String,
@@ -158,7 +159,7 @@ pub struct LogLine {
 }
 
 /// A process of a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Process {
     /// Its id on the host.
     pub pid: i32,
@@ -177,7 +178,7 @@ pub struct Process {
 }
 
 /// `POST …/migrate`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrateRequest {
     /// The destination, by its name among the peers.
@@ -191,7 +192,7 @@ pub struct MigrateRequest {
 }
 
 /// The answer to `migrate`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum MigrateAnswer {
     /// It has begun.
@@ -207,7 +208,7 @@ pub enum MigrateAnswer {
 }
 
 /// Where a migration stands on this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MigrationStatus {
     /// Which.
     pub id: MigrationId,
@@ -228,7 +229,7 @@ pub struct MigrationStatus {
 }
 
 /// What a host knows of a migration. A destination has no report, but it knows this.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationState {
     /// It goes on.
@@ -242,7 +243,7 @@ pub enum MigrationState {
 }
 
 /// A line of `GET /v1/migrations/{id}/progress`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MigrationLine {
     /// It goes on.
@@ -257,7 +258,7 @@ pub enum MigrationLine {
 }
 
 /// `POST …/resolve`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ResolveRequest {
     /// The side whose copy shall live. The other side must have been fenced.
@@ -265,7 +266,7 @@ pub struct ResolveRequest {
 }
 
 /// A line of `GET /v1/events`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum EventLine {
     /// Something happened.
@@ -278,7 +279,7 @@ pub enum EventLine {
 }
 
 /// A template of this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TemplateInfo {
     /// Its name.
     pub name: Name,
@@ -295,7 +296,7 @@ pub struct TemplateInfo {
 }
 
 /// A line of the answer to a template's build.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum BuildLine {
     /// What is being done.
@@ -307,7 +308,7 @@ pub enum BuildLine {
 }
 
 /// A peer of this host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PeerInfo {
     /// Its name.
     pub name: Name,
@@ -318,7 +319,7 @@ pub struct PeerInfo {
 }
 
 /// `POST /v1/peers/token`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// How long it is good for, in seconds.
@@ -334,7 +335,7 @@ impl TokenRequest {
 }
 
 /// The answer: a token, good for one host to join once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenAnswer {
     /// The token.
     pub token: String,
@@ -345,7 +346,7 @@ pub struct TokenAnswer {
 }
 
 /// `POST /v1/peers/join`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct JoinRequest {
     /// Where the other host listens for its peers.
@@ -355,7 +356,7 @@ pub struct JoinRequest {
 }
 
 /// An address in use on this network, as far as this host knows.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseInfo {
     /// Whose.
     pub name: Name,
@@ -366,7 +367,7 @@ pub struct LeaseInfo {
 }
 
 /// A container of an OCI bundle, which the command line has made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Bundle {
     /// Its id.
     pub id: String,

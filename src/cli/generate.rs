@@ -10,8 +10,9 @@ use clap_complete::Shell;
 
 use super::Cli;
 use super::output::Failure;
+use crate::api::openapi::document;
 
-/// Write man pages or shell completions.
+/// Write man pages, shell completions or what the API is.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  godwit generate man --out /tmp/man\n  godwit generate completions --out /tmp/shells"
@@ -29,6 +30,9 @@ enum What {
     /// Write completions, each named as its shell looks for it.
     #[command(after_help = "Example:\n  godwit generate completions --out /tmp/shells")]
     Completions(Out),
+    /// Write the OpenAPI document of the API, `openapi.json`.
+    #[command(after_help = "Example:\n  godwit generate openapi --out /tmp/api")]
+    Openapi(Out),
 }
 
 /// Where to.
@@ -44,6 +48,7 @@ impl Generate {
         let written = match &self.what {
             What::Man(Out { out }) => pages(out),
             What::Completions(Out { out }) => completions(out),
+            What::Openapi(Out { out }) => openapi(out),
         };
         match written {
             Ok(()) => ExitCode::SUCCESS,
@@ -54,6 +59,12 @@ impl Generate {
             .tell(),
         }
     }
+}
+
+fn openapi(out: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(out)?;
+    let text = serde_json::to_string_pretty(&document())?;
+    fs::write(out.join("openapi.json"), text + "\n")
 }
 
 fn pages(out: &Path) -> std::io::Result<()> {

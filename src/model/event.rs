@@ -1,11 +1,12 @@
 //! Everything an outsider may learn while it happens.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ContainerState, MigrationId, MigrationReport, Name, Progress, Side};
 
 /// One thing that happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Event {
     /// When, milliseconds since the epoch.
     pub at_ms: u64,
@@ -15,7 +16,7 @@ pub struct Event {
 }
 
 /// What happened.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", tag = "event")]
 pub enum EventKind {
     /// A container came into a state.

@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, Name, TrackerChoice, Userns};
 
 /// Facts of a host, gathered when its daemon starts (memory: when asked).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostFacts {
     /// The host's name among its peers.
     pub name: Name,
@@ -62,7 +63,7 @@ impl HostFacts {
 }
 
 /// Whether a host can do something, and why, or why not.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Ability {
     /// Whether it can.
     pub usable: bool,
@@ -97,7 +98,7 @@ impl Default for Ability {
 }
 
 /// A tracker of changed pages, and whether this kernel has what it needs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TrackerOffer {
     /// Which; never [`TrackerChoice::Auto`].
     pub kind: TrackerChoice,
@@ -108,7 +109,7 @@ pub struct TrackerOffer {
 }
 
 /// What a moved program may have learnt about the processor and would miss elsewhere.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CpuFacts {
     /// `x86_64`, `aarch64`, …
     pub arch: String,
@@ -119,7 +120,9 @@ pub struct CpuFacts {
 }
 
 /// A CRIU version. Its wire and image formats changed at 4.2.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct CriuVersion {
     /// First number.

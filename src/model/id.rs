@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Why a text is not an identifier. The message names the text and the rule.
@@ -29,7 +30,9 @@ pub enum IdError {
 }
 
 /// The name of a container or of a host: one DNS label (RFC 1123), because neighbours resolve it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
 
@@ -96,7 +99,7 @@ fn parse_hex<const N: usize>(text: &str, what: &'static str) -> Result<[u8; N], 
 macro_rules! hex_id {
     ($(#[$doc:meta])* $name:ident, $bytes:expr, $what:expr) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         #[serde(try_from = "String", into = "String")]
         pub struct $name(pub [u8; $bytes]);
 
@@ -143,7 +146,18 @@ hex_id!(
 /// How many times a container has been handed over. It fences a source that comes back late: of two
 /// hosts that both claim a container, the lower generation is the stale one.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Default,
+    Serialize,
+    Deserialize,
+    JsonSchema,
 )]
 pub struct Generation(pub u64);
 

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, MigrationId, Name, Pages, Rate, RestoreChoice, Span};
 
 /// The host a container leaves or the host it comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
     /// The host the container leaves.
@@ -17,7 +18,9 @@ pub enum Side {
 }
 
 /// The phases of a migration, in order. Each guarantees what the next one needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Both speak one protocol version and know the migration's id.
@@ -75,7 +78,7 @@ impl Phase {
 }
 
 /// One reason why a container cannot move, or a remark on what it will cost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Finding {
     /// Stable, for programs: `name-in-use`, `no-room`, `cpu-incompatible`, `criu-incompatible`, …
     pub code: String,
@@ -97,7 +100,7 @@ impl Finding {
 }
 
 /// One pass of pre-copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Round {
     /// Its number, from 0.
     pub number: u32,
@@ -121,7 +124,7 @@ pub struct Round {
 }
 
 /// Where a migration stands; sent after every phase, round, and a few times a second in between.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Progress {
     /// The phase it is in.
     pub phase: Phase,
@@ -141,7 +144,7 @@ pub struct Progress {
 }
 
 /// How long a phase took on the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseSpan {
     /// The phase.
     pub phase: Phase,
@@ -154,7 +157,7 @@ pub struct PhaseSpan {
 }
 
 /// What a migration was like, told when it has ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct MigrationReport {
     /// The migration.
     pub id: MigrationId,
@@ -197,7 +200,7 @@ pub struct MigrationReport {
 
 /// How a migration ended. It is a value, not a `Result`: after the handover there is no error that could
 /// resume the source.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case", tag = "result")]
 pub enum Outcome {
     /// It runs at the destination, and there only.

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Rate;
@@ -47,7 +48,7 @@ macro_rules! choices {
 }
 
 /// How a source finds the pages that changed since the round before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum TrackerChoice {
     /// The best one that this kernel has.
@@ -71,7 +72,7 @@ choices!(
 );
 
 /// How memory comes back at the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RestoreChoice {
     /// Lazily where the destination can, eagerly otherwise.
@@ -92,7 +93,7 @@ choices!(
 );
 
 /// What is done about a container that changes its memory faster than it can be copied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnNoConvergence {
     /// It is given less processor time, step by step, until the rest can be copied within the wished blackout.
@@ -118,7 +119,7 @@ choices!(
 );
 
 /// How pages are compressed on their way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub enum Compress {
     /// As much as the link and the processor, both measured, make worth while.
@@ -179,7 +180,7 @@ impl From<Compress> for String {
 }
 
 /// What the caller wishes of a migration.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct MigrationOptions {
     /// Freeze as soon as the predicted blackout is no longer than this, in milliseconds.

@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, Digest, Generation, Lease, Name, Restart, Userns};
 
 /// Everything that makes a container, the same on every host it lives on.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ContainerSpec {
     /// Its name; also its host name inside.
@@ -41,7 +42,7 @@ pub struct ContainerSpec {
 }
 
 /// Numeric user and groups, resolved against the image's own `/etc/passwd` when the spec was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct User {
     /// User id inside the container.
@@ -53,7 +54,7 @@ pub struct User {
 }
 
 /// Limits as users mean them. None: no limit of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Most memory, in bytes.
@@ -65,7 +66,7 @@ pub struct Limits {
 }
 
 /// Where a container is in its life on *this* host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ContainerState {
     /// Being made; recovery removes what it finds in this state.
@@ -86,7 +87,7 @@ pub enum ContainerState {
 }
 
 /// What the API tells about a container.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ContainerStatus {
     /// The container.
     pub spec: ContainerSpec,

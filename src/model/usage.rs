@@ -1,11 +1,12 @@
 //! What a container uses, as its cgroup counts it.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Bytes, ContainerState, Name};
 
 /// A value, or why there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub enum Reading<T> {
     /// It was not to be read.
@@ -28,7 +29,7 @@ impl<T> Reading<T> {
 }
 
 /// What a container uses.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Whose.
     pub name: Name,
@@ -49,7 +50,7 @@ pub struct Usage {
 }
 
 /// Processor time, in microseconds (`cpu.stat`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CpuUsage {
     /// In all.
     pub total_us: u64,
@@ -62,7 +63,7 @@ pub struct CpuUsage {
 }
 
 /// Memory (`memory.current`, `memory.max`, ...).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct MemoryUsage {
     /// Now.
     pub current: Bytes,
@@ -77,7 +78,7 @@ pub struct MemoryUsage {
 }
 
 /// Processes and threads (`pids.current`, `pids.max`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct PidsUsage {
     /// Now.
     pub current: u64,
@@ -86,7 +87,7 @@ pub struct PidsUsage {
 }
 
 /// What went from and to block devices, all together (`io.stat`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct IoUsage {
     /// Bytes that were read.
     pub read: Bytes,
@@ -99,7 +100,7 @@ pub struct IoUsage {
 }
 
 /// Pressure by what was lacking (`cpu.pressure`, ...; Linux, Documentation/accounting/psi.rst).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Pressures {
     /// Processor time.
     pub cpu: Reading<Pressure>,
@@ -110,7 +111,7 @@ pub struct Pressures {
 }
 
 /// How long tasks have waited for one resource.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Pressure {
     /// At least one of them.
     pub some: Stall,
@@ -119,7 +120,7 @@ pub struct Pressure {
 }
 
 /// One line of a pressure file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Stall {
     /// The share of the last ten seconds, in hundredths of a percent.
     pub avg10_bp: u32,

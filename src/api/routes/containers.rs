@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::types::{CreateRequest, KillRequest, Process, StopRequest};
@@ -97,7 +98,7 @@ pub async fn one(
 }
 
 /// `?force=`
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeleteOptions {
     #[serde(default)]

@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::response::Response;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::runtime::Handle as Runtime;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 10;
 
 /// `?follow=&tail=`
-#[derive(Deserialize)]
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LogOptions {
     #[serde(default)]
