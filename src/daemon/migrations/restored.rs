@@ -24,6 +24,8 @@ use crate::rootfs::plan::DEVICES;
 
 /// How long it may take to see what became of a container whose shim died.
 const SETTLES_WITHIN: Duration = Duration::from_secs(10);
+/// More than a record and its directory entry take, in bytes.
+const ROOM: usize = 16 * 1024;
 /// How often a container that died before it ran is restored.
 const TRIES: u32 = 3;
 
@@ -236,6 +238,24 @@ impl RestoredArrival {
         Err(RunError::NeverRan(last))
     }
 
+    /// Keeps room on the disk for the record that it runs, which a full disk would not take: it then never runs here, and
+    /// goes on where it came from. Not synced, this costs no time.
+    fn keep_room(&self) -> Result<(), Cause> {
+        let room = self.room();
+        fs::write(&room, [0; ROOM]).map_err(|error| {
+            let _ = fs::remove_file(&room);
+            format!("there is no room for its record on this host: {error}").into()
+        })
+    }
+
+    fn room(&self) -> PathBuf {
+        self.coming
+            .context
+            .host
+            .state(&self.coming.spec.name)
+            .join(".room")
+    }
+
     fn cgroup(&self) -> PathBuf {
         let host = &self.coming.context.host;
         host.cgroup(&self.coming.spec.name).path().to_owned()
@@ -263,6 +283,7 @@ impl Restored for RestoredArrival {
     fn run(&mut self, generation: Generation) -> Result<Instant, RunError> {
         let ran_before = self.runs();
         if !ran_before {
+            self.keep_room().map_err(RunError::NeverRan)?;
             self.let_run()?;
         }
         let since = Instant::now();
@@ -284,6 +305,8 @@ impl Restored for RestoredArrival {
             drop(step);
             // What the container has once synced to the source's disk must be on this one before that copy goes.
             syncfs(File::open(host.upper(name))?)?;
+            // It is for this.
+            let _ = fs::remove_file(self.room());
             coming
                 .record(ContainerState::Running, generation)
                 .save(host)?;
