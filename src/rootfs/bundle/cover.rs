@@ -76,12 +76,15 @@ impl Covers {
             true => (&mut self.empty, empty),
             false => (&mut self.null, device::null),
         };
-        let cover = match kept.take() {
-            Some(cover) => cover,
-            None => make()?,
+        let Some(cover) = kept else {
+            // It is put there itself, and no copy of it: who closes a mount that is nowhere waits until no processor
+            // can be looking at it (a grace period of RCU).
+            let first = make()?;
+            attach(first.as_fd(), target)?;
+            *kept = Some(first);
+            return Ok(());
         };
         let another = clone_of(cover.as_fd(), false)?;
-        *kept = Some(cover);
         attach(another.as_fd(), target)
     }
 }
