@@ -70,7 +70,8 @@
 //!   notification, so the tasks stand still even if CRIU and this process die.
 //! - **No page is ever a guess**: [`memory::PageStore::verify`] checks every page the dump listed before anything is
 //!   restored; a page that is missing is an error and never a page of zeros. Memory that is brought behind a running
-//!   container is the matter of [`memory::fill`], and of what kills it: its head has the argument.
+//!   container is the matter of [`memory::fill`], and of what kills it: its head has the argument. What of it is still
+//!   on the source is that of [`migration::behind`].
 //! - **Default deny between hosts**: [`peer`] pins certificates; bytes from a peer meet total decoders with bounded
 //!   lengths, and paths from a peer are opened beneath a root.
 

@@ -92,6 +92,7 @@ impl Backend for Fake {
             pid: None,
             created_at: 1,
             exit_code: None,
+            why: None,
             restarts: 0,
             migration: None,
         };

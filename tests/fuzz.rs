@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use godwit::migration::Link;
+use godwit::migration::behind::wire::{Ask, LONGEST, LONGEST_RUN, MOST_RUNS, Run};
 use godwit::migration::codec::{
     Chunk, CodecError, HEADER, Kind, MAX_PAYLOAD, Numbered, header, is_plain, parse_header, taken,
 };
@@ -232,4 +233,39 @@ fn conversation(random: &mut StdRng) -> Vec<Message> {
     (0..count)
         .map(|_| all[random.random_range(0..all.len())].clone())
         .collect()
+}
+
+#[test]
+fn a_question_for_pages_is_refused_or_asks_for_what_there_can_be() {
+    let mut random = StdRng::seed_from_u64(11);
+    let until = Instant::now() + time();
+    let run = |random: &mut StdRng| Run {
+        process: random.random_range(1..1 << 22),
+        address: random.random_range(0..1u64 << 35) * 4096,
+        pages: random.random_range(1..=LONGEST_RUN),
+    };
+    let (mut taken, mut refused) = (0u64, 0u64);
+    while Instant::now() < until {
+        let runs = (0..random.random_range(1..=8))
+            .map(|_| run(&mut random))
+            .collect();
+        let urgent = random.random();
+        let valid = Ask { urgent, runs };
+        assert_eq!(Ask::decode(&valid.encode()).unwrap(), valid);
+        let bytes = damage(&mut random, &valid.encode());
+        match Ask::decode(&bytes) {
+            Ok(ask) => {
+                taken += 1;
+                assert_eq!(ask.encode(), bytes, "there is one way to say it");
+                assert!((1..=MOST_RUNS).contains(&ask.runs.len()) && bytes.len() <= LONGEST);
+                for run in ask.runs {
+                    assert!((1..=LONGEST_RUN).contains(&run.pages) && run.process > 0);
+                    assert!(run.address.is_multiple_of(4096) && run.address < 1 << 63);
+                }
+            }
+            Err(CodecError::Ask { .. }) => refused += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(taken > 0 && refused > 0, "{taken} {refused}");
 }

@@ -226,6 +226,9 @@ pub struct MigrationStatus {
     pub report: Option<MigrationReport>,
     /// What this host knows of it.
     pub state: MigrationState,
+    /// Why the container was lost, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// What a host knows of a migration. A destination has no report, but it knows this.
@@ -236,6 +239,12 @@ pub enum MigrationState {
     UnderWay,
     /// The container has run on neither host since the handover; it waits for the two to speak.
     InDoubt,
+    /// The container runs at the destination, which still fetches memory of the frozen copy here.
+    Serving,
+    /// The container runs here, and a part of its memory is still on the source.
+    Filling,
+    /// It is over: the container was killed at the destination, as memory of it could not be fetched.
+    Lost,
     /// It is over: the container runs at the destination.
     Moved,
     /// It is over: the container stayed on the source.

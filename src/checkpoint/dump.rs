@@ -57,7 +57,7 @@ pub struct Held {
     conversation: Conversation,
     /// Pages it has.
     pub pages: Pages,
-    /// What was sent of them since the freeze.
+    /// What was sent of them since the freeze, and how many were left behind.
     pub sent: Sent,
 }
 
@@ -70,6 +70,9 @@ impl Held {
     /// [`Precopy::look`] has found unsent of it is sent while CRIU dumps everything else. `rounds` must live until
     /// the tasks are dead or about to go on: see [`Precopy::release`].
     ///
+    /// With `behind` what may come after the restore is not sent but left behind, to be read of the frozen tasks
+    /// ([`frozen_memory`](super::frozen_memory)).
+    ///
     /// # Errors
     /// When CRIU refuses, names the reason out of its log; when `out` fails, with its error.
     pub fn dump(
@@ -77,13 +80,14 @@ impl Held {
         rounds: &mut Precopy,
         out: &SharedOut<'_>,
         spans: &Spans,
+        behind: bool,
     ) -> Result<Self, CheckpointError> {
         let Standby {
             conversation,
             server,
             ..
         } = standby;
-        let residual = rounds.take_residual();
+        let residual = rounds.take_residual().map(|residual| (residual, behind));
         let _step = spans.begin("criu dump");
         let mut held = Self {
             conversation,
@@ -110,13 +114,16 @@ impl Held {
     fn pages_through(
         &mut self,
         server: PageServer,
-        residual: Option<Residual>,
+        residual: Option<(Residual, bool)>,
         rounds: &Precopy,
         out: &SharedOut<'_>,
         spans: &Spans,
     ) -> Result<(), MemoryError> {
         let (known, pool) = (rounds.sent(), rounds.pool());
-        let lists: Vec<(Space, Vec<Entry>)> = residual.iter().flat_map(lists).collect();
+        let lists: Vec<(Space, Vec<Entry>)> = residual
+            .iter()
+            .flat_map(|(residual, _)| lists(residual))
+            .collect();
         let owned: Pages = lists
             .iter()
             .flat_map(|(_, list)| list)
@@ -124,10 +131,10 @@ impl Held {
             .sum();
         let stopper = server.stopper()?;
         thread::scope(|scope| {
-            let rest = residual.as_ref().map(|residual| {
+            let rest = residual.as_ref().map(|(residual, behind)| {
                 scope.spawn(|| {
                     let _step = spans.begin("send the residual");
-                    let sent = send_residual(residual, known, pool, out);
+                    let sent = send_residual(residual, known, pool, out, *behind);
                     if sent.is_err() {
                         stopper.stop();
                     }
@@ -188,10 +195,11 @@ fn send_residual(
     known: &SentPages,
     pool: &Pool,
     out: &SharedOut<'_>,
+    behind: bool,
 ) -> Result<Sent, MemoryError> {
     let mut piece = |frame| out(frame);
     let mut sender = Sender::new(pool, &mut piece);
-    residual.send(known, &mut sender)?;
+    residual.send(known, &mut sender, behind)?;
     sender.flush()?;
     Ok(sender.sent())
 }

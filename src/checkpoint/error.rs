@@ -10,6 +10,9 @@ use crate::memory::MemoryError;
 /// Why a container did not become images, or images no container.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
+    /// A copy that was handed over, and is not what it was.
+    #[error("the frozen copy is gone, or does not stand still any more")]
+    Thawed,
     /// CRIU could not do its part.
     #[error("CRIU could not {operation} the container")]
     Criu {

@@ -18,6 +18,7 @@
 //! restore ─▶ CRIU waits in post-restore ─▶ reached() ─▶ run | undo
 //! ```
 
+mod behind;
 mod conversation;
 mod dump;
 mod error;
@@ -29,6 +30,7 @@ mod restore;
 mod shim;
 mod standby;
 
+pub use behind::frozen_memory;
 pub use dump::{Held, Subject};
 pub use error::CheckpointError;
 pub use heal::end_repair;

@@ -147,7 +147,7 @@ fn memory(source: MemoryError) -> CheckpointError {
 }
 
 /// The processes of a cgroup, each with its id inside the container. One that ends meanwhile is left out.
-fn targets(cgroup: &Cgroup) -> Result<Vec<Target>, CheckpointError> {
+pub(super) fn targets(cgroup: &Cgroup) -> Result<Vec<Target>, CheckpointError> {
     let procs = cgroup.procs().map_err(|source| CheckpointError::Cgroup {
         operation: "read",
         source,

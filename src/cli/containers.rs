@@ -176,6 +176,9 @@ fn describe(status: &ContainerStatus) -> String {
     row("name", spec.name.to_string());
     row("state", word(status.state));
     row("exit code", or_dash(status.exit_code));
+    if let Some(why) = &status.why {
+        row("ended because", why.clone());
+    }
     row("pid", or_dash(status.pid));
     row("created", ago(status.created_at));
     row("template", spec.template.clone());

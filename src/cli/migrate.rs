@@ -114,7 +114,9 @@ impl Migrate {
                 session.print(&report, report::report)?;
                 Ok(match report.outcome {
                     Outcome::Moved => ExitCode::SUCCESS,
-                    Outcome::StayedHere { .. } | Outcome::InDoubt { .. } => ExitCode::FAILURE,
+                    Outcome::StayedHere { .. } | Outcome::InDoubt { .. } | Outcome::Lost { .. } => {
+                        ExitCode::FAILURE
+                    }
                 })
             }
         }

@@ -119,7 +119,21 @@ async fn list(session: &Session) -> Result<ExitCode, Failure> {
 fn state(status: &MigrationStatus) -> String {
     match (&status.report, status.state, &status.progress) {
         (_, MigrationState::InDoubt, _) => "in doubt".to_owned(),
+        (_, MigrationState::Serving, _) => format!(
+            "runs on {}, which fetches the rest of its memory from here",
+            status.destination
+        ),
         (Some(report), _, _) => report::verdict(report),
+        (None, MigrationState::Filling, _) => format!(
+            "runs on {}, the rest of its memory is on {}",
+            status.destination, status.source
+        ),
+        (None, MigrationState::Lost, _) => {
+            format!(
+                "lost: {}",
+                status.why.as_deref().unwrap_or("the reason is not known")
+            )
+        }
         (None, MigrationState::Moved, _) => format!("moved to {}", status.destination),
         (None, MigrationState::Stayed, _) => format!("stayed on {}", status.source),
         (None, MigrationState::UnderWay, Some(progress)) => progress::line(progress),

@@ -20,6 +20,7 @@ pub fn verdict(report: &MigrationReport) -> String {
         },
         Outcome::StayedHere { why, .. } => format!("stayed on {}: {why}", report.source),
         Outcome::InDoubt { why } => format!("in doubt: {why}"),
+        Outcome::Lost { why } => format!("lost on {}: {why}", report.destination),
     }
 }
 
@@ -62,6 +63,15 @@ pub fn report(report: &MigrationReport) -> String {
         report.pages,
         report.wire,
     ));
+    if let Some(post_copy) = &report.post_copy {
+        text.push_str(&format!(
+            "left behind at the freeze {} pages; fetched on demand {}, pushed {}, complete {}\n",
+            post_copy.behind,
+            post_copy.on_demand,
+            post_copy.pushed,
+            or_dash(post_copy.complete.map(span)),
+        ));
+    }
     if !report.tracker.is_empty() {
         let way = match report.restore {
             RestoreChoice::Auto => String::new(),
@@ -241,6 +251,7 @@ mod test {
             }],
             tracker: "uffd-wp".to_owned(),
             restore: RestoreChoice::Lazy,
+            post_copy: None,
             spans: vec![
                 step(Side::Source, "criu dump", 3, 40),
                 step(Side::Destination, "take images", 20, 30),

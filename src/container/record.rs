@@ -27,6 +27,9 @@ pub struct Record {
     pub migration: Option<MigrationId>,
     /// How it ended, once that is known.
     pub exit_code: Option<i32>,
+    /// Why Godwit has ended it, where nobody had asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// What its restart goes by.
     #[serde(default)]
     pub life: Life,
@@ -59,6 +62,7 @@ impl Record {
             state: ContainerState::Creating,
             migration: None,
             exit_code: None,
+            why: None,
             life: Life::default(),
         }
     }

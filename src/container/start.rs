@@ -88,6 +88,7 @@ fn let_run(host: &Host, record: &mut Record, shim: &mut Client) -> Result<i32, C
     let pid = shim.start().map_err(ContainerError::shim("start", &name))?;
     record.state = ContainerState::Running;
     record.exit_code = None;
+    record.why = None;
     record.save(host)?;
     // Neighbours may remember somebody else at this address.
     let announced = host

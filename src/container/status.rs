@@ -94,6 +94,7 @@ pub fn status(host: &Host, name: &Name) -> Result<ContainerStatus, ContainerErro
         pid: seen.pid,
         created_at: record.created_at,
         exit_code: seen.exit.and_then(|exit| exit.code),
+        why: record.why,
         restarts: record.life.restarts,
         migration: record.migration,
     })

@@ -107,6 +107,12 @@ pub enum DaemonError {
         /// Its id.
         id: MigrationId,
     },
+    /// It has run at the destination: its frozen copy is stale.
+    #[error("the container of migration {id} has run at the destination, and is not resumed here")]
+    RanThere {
+        /// Its id.
+        id: MigrationId,
+    },
     /// A destination does not decide.
     #[error("the migration {id} is cancelled on its source, {source_host}")]
     CancelAtSource {
@@ -236,6 +242,7 @@ impl DaemonError {
             Self::MigrationOver { .. } => Class::new(Conflict, "migration-over"),
             Self::HandedOver { .. } => Class::new(Conflict, "handed-over"),
             Self::NotInDoubt { .. } => Class::new(Conflict, "not-in-doubt"),
+            Self::RanThere { .. } => Class::new(Conflict, "ran-there"),
             Self::CancelAtSource { .. } => Class::new(Conflict, "cancel-at-source"),
             Self::Migration(_) => Class::new(Elsewhere, "migration"),
             Self::Cgroup(_) => Class::new(Failed, "cgroup"),
@@ -280,6 +287,10 @@ impl DaemonError {
             }
             Self::HandedOver { id } => format!(
                 "it ends when the two hosts speak, or with `godwit migrations resolve {id}`"
+            ),
+            Self::RanThere { id } => format!(
+                "`godwit migrations resolve {id} --keep destination` gives the frozen copy up, and with it what the \
+                 destination has not fetched"
             ),
             Self::CancelAtSource { id, source_host } => {
                 format!("run `godwit migrations cancel {id}` on {source_host}")

@@ -197,6 +197,14 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// A page that was left on the source, and that the container cannot wait for.
+    #[error("the page at {vaddr:#x} of {space} was left behind and cannot come later")]
+    NotBehind {
+        /// Whose.
+        space: Space,
+        /// Its address.
+        vaddr: u64,
+    },
     /// What was found is not what a fill can go on with.
     #[error("the fill cannot go on: {what}")]
     FillStuck {

@@ -20,6 +20,7 @@
 //! | 4 | unchanged run | pages | – | – |
 //! | 5 | list | entries | per entry u64 address, u32 pages, u32 CRIU's flags | the entries |
 //! | 6 | changes | pages | the pages XOR what was sent of them before | the pages |
+//! | 7 | run left behind | pages | – | – |
 //!
 //! **Integrity.** That nobody between the hosts has touched the bytes is TLS's to say. The checksum is over what is
 //! meant, not over what is sent (a packed frame's is over its header alone, its frames have their own): it tells of a
@@ -64,6 +65,7 @@ const ZERO: u8 = 3;
 const UNCHANGED: u8 = 4;
 const LIST: u8 = 5;
 const CHANGES: u8 = 6;
+const BEHIND: u8 = 7;
 
 /// A frame's meaning.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,6 +90,15 @@ pub enum Frame<'a> {
     },
     /// Pages that are what was sent before.
     Unchanged {
+        /// Whose.
+        space: Space,
+        /// The first one's address.
+        vaddr: u64,
+        /// How many.
+        pages: u64,
+    },
+    /// Pages that stay on the source, and come when the process already runs. What was sent of them before is stale.
+    Behind {
         /// Whose.
         space: Space,
         /// The first one's address.
@@ -126,6 +137,11 @@ pub fn zero(space: Space, vaddr: u64, pages: u64) -> [u8; HEADER] {
 /// A frame of unchanged pages, at most [`MARK_PAGES`].
 pub fn unchanged(space: Space, vaddr: u64, pages: u64) -> [u8; HEADER] {
     Header::new(UNCHANGED, space, pages, vaddr, 0, 0).seal(&[])
+}
+
+/// A frame of pages that are left behind, at most [`MARK_PAGES`].
+pub fn behind(space: Space, vaddr: u64, pages: u64) -> [u8; HEADER] {
+    Header::new(BEHIND, space, pages, vaddr, 0, 0).seal(&[])
 }
 
 /// The header of a frame whose payload of this length is so many frames, compressed from `content` bytes.
@@ -293,6 +309,11 @@ fn meaning<'a>(header: &Header, payload: &'a [u8]) -> Result<Frame<'a>, MemoryEr
             vaddr,
             pages,
         }),
+        BEHIND => Ok(Frame::Behind {
+            space,
+            vaddr,
+            pages,
+        }),
         CHANGES => Ok(Frame::Changes(Changes {
             space,
             vaddr,
@@ -400,7 +421,7 @@ impl Header {
         let (most, fitting) = match header.kind {
             PAGES | CHANGES => (RUN_PAGES, length == count * PAGE_SIZE),
             PACKED => (BATCH_FRAMES as u64, length < header.first),
-            ZERO | UNCHANGED => (MARK_PAGES, length == 0),
+            ZERO | UNCHANGED | BEHIND => (MARK_PAGES, length == 0),
             LIST => (LIST_ENTRIES as u64, length == count * ENTRY as u64),
             _ => return Err("its kind is not known"),
         };

@@ -19,6 +19,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -26,6 +27,7 @@ use std::path::Path;
 use nix::fcntl::AtFlags;
 use nix::unistd::linkat;
 
+use super::fill::note_later;
 use super::images::{Copy, create, first_free, image_error, write_pagemap};
 use super::mappings::Mappings;
 use super::space::{Entry, PageFlags, Space};
@@ -77,11 +79,16 @@ pub fn link_images(
             create(directory, &format!("pages-{number}.img"))?;
             let whole = whole(end);
             write_pagemap(&parent, *space, number, &whole)?;
+            leave(complete.store, *space, directory, &list)?;
             let is_lazy = |entry: &&Entry| entry.flags == PageFlags::LAZY;
             let later: Vec<Entry> = list.iter().filter(is_lazy).copied().collect();
             placed.lazy += count(&later);
             placed.linked += Pages(count(&list).0 - count(&later).0);
         } else {
+            if let Some(vaddr) = behind(complete.store, *space, list).next().map(|r| r.start) {
+                let space = *space;
+                return Err(MemoryError::NotBehind { space, vaddr });
+            }
             copy.add(*space, number, list)?;
             placed.copied += count(list);
         }
@@ -116,6 +123,48 @@ fn placed_by(list: &[Entry], mappings: Option<&Mappings>) -> Vec<Entry> {
         }
     }
     placed
+}
+
+/// The pages of a list that come later.
+fn behind<'a>(
+    store: &PageStore,
+    space: Space,
+    list: &'a [Entry],
+) -> impl Iterator<Item = Range<u64>> + 'a {
+    let stored = store.known(space);
+    let runs = move |entry: &Entry| {
+        let state = stored.as_ref().map(|stored| stored.state());
+        let runs = state.map(|state| state.presence.behind_runs(entry.vaddr, entry.pages.into()));
+        runs.unwrap_or_default()
+    };
+    let ranges = list.iter().flat_map(runs);
+    ranges.map(|(vaddr, pages)| vaddr..vaddr + pages * PAGE_SIZE)
+}
+
+/// Notes for the fill which pages come later: each of them must be lazy.
+fn leave(
+    store: &PageStore,
+    space: Space,
+    directory: &Path,
+    list: &[Entry],
+) -> Result<(), MemoryError> {
+    let later: Vec<Range<u64>> = behind(store, space, list).collect();
+    let Some(first) = later.first() else {
+        return Ok(());
+    };
+    let cannot = |vaddr| MemoryError::NotBehind { space, vaddr };
+    let Space::Task(vpid) = space else {
+        return Err(cannot(first.start));
+    };
+    let eager: Vec<Entry> = list
+        .iter()
+        .filter(|entry| entry.flags != PageFlags::LAZY)
+        .copied()
+        .collect();
+    match behind(store, space, &eager).next() {
+        Some(range) => Err(cannot(range.start)),
+        None => note_later(directory, vpid, later.into_iter()),
+    }
 }
 
 /// Gives a space's file its name in the parent; false where it cannot have one there.

@@ -20,6 +20,7 @@ mod copies;
 mod error;
 pub mod fill;
 pub mod frame;
+mod frozen;
 #[cfg(test)]
 mod fuzz;
 mod images;
@@ -40,6 +41,7 @@ pub mod wire;
 
 pub use error::MemoryError;
 pub use frame::{Changes, Decoder, Frame, LONGEST_BATCH};
+pub use frozen::Frozen;
 pub use link::{Placed, link_images};
 pub use page_server::{PageServer, PageSink, Served, Stopper};
 pub use pool::Pool;

@@ -7,9 +7,10 @@ use crate::model::PAGE_SIZE;
 /// Pages per block of the map (2 MiB of addresses).
 const BLOCK: u64 = 512;
 /// What a block costs, with its share of the tree around it.
-pub const BLOCK_COST: u64 = 256;
+pub const BLOCK_COST: u64 = 320;
 
-/// Every page is missing, has bytes, or is all zero.
+/// Every page is missing, has bytes, or is all zero. Bytes may still be elsewhere, behind those that are here: what such a
+/// page takes it will take.
 #[derive(Debug, Default)]
 pub struct Presence {
     blocks: BTreeMap<u64, Block>,
@@ -19,6 +20,8 @@ pub struct Presence {
 struct Block {
     data: [u64; 8],
     zero: [u64; 8],
+    /// Of those with bytes, whose are not here yet.
+    behind: [u64; 8],
 }
 
 impl Presence {
@@ -47,6 +50,18 @@ impl Presence {
             for (word, mask) in masks(from, to) {
                 block.data[word] |= mask;
                 block.zero[word] &= !mask;
+                block.behind[word] &= !mask;
+            }
+        }
+    }
+
+    /// These pages have bytes that come later.
+    pub fn set_behind(&mut self, vaddr: u64, pages: u64) {
+        self.set_data(vaddr, pages);
+        for (number, from, to) in parts(vaddr, pages) {
+            let block = self.blocks.entry(number).or_default();
+            for (word, mask) in masks(from, to) {
+                block.behind[word] |= mask;
             }
         }
     }
@@ -60,17 +75,19 @@ impl Presence {
             for (word, mask) in masks(from, to) {
                 block.zero[word] |= mask;
                 block.data[word] &= !mask;
+                block.behind[word] &= !mask;
             }
         }
         had
     }
 
-    /// The address of the first of these pages that is missing.
-    pub fn first_missing(&self, vaddr: u64, pages: u64) -> Option<u64> {
+    /// The address of the first of these pages that is missing, or, with `here`, whose bytes are not here.
+    pub fn first_missing(&self, vaddr: u64, pages: u64, here: bool) -> Option<u64> {
         for (number, from, to) in parts(vaddr, pages) {
             let block = self.blocks.get(&number).copied().unwrap_or_default();
             for (word, mask) in masks(from, to) {
-                let missing = mask & !(block.data[word] | block.zero[word]);
+                let behind = if here { block.behind[word] } else { 0 };
+                let missing = mask & !((block.data[word] & !behind) | block.zero[word]);
                 if missing != 0 {
                     let page =
                         number * BLOCK + word as u64 * 64 + u64::from(missing.trailing_zeros());
@@ -83,12 +100,21 @@ impl Presence {
 
     /// The runs of pages with bytes among these, as address and number of pages, ascending.
     pub fn data_runs(&self, vaddr: u64, pages: u64) -> Vec<(u64, u64)> {
+        self.runs(vaddr, pages, |block| block.data)
+    }
+
+    /// The same, of those that come later.
+    pub fn behind_runs(&self, vaddr: u64, pages: u64) -> Vec<(u64, u64)> {
+        self.runs(vaddr, pages, |block| block.behind)
+    }
+
+    fn runs(&self, vaddr: u64, pages: u64, of: impl Fn(&Block) -> [u64; 8]) -> Vec<(u64, u64)> {
         let mut runs: Vec<(u64, u64)> = Vec::new();
         let first = vaddr / PAGE_SIZE;
         for page in first..first + pages {
             let at = page % BLOCK;
             let block = self.blocks.get(&(page / BLOCK));
-            let word = block.map_or(0, |block| block.data[at as usize / 64]);
+            let word = block.map_or(0, |block| of(block)[at as usize / 64]);
             if word >> (at % 64) & 1 == 0 {
                 continue;
             }
@@ -139,40 +165,52 @@ mod test {
     enum Is {
         Data,
         Zero,
+        Behind,
     }
 
     proptest! {
         #[test]
         fn it_agrees_with_a_plain_map(
-            steps in prop::collection::vec((0u64..1500, 1u64..700, any::<bool>()), 1..12),
+            steps in prop::collection::vec((0u64..1500, 1u64..700, 0usize..3), 1..12),
             ask in (0u64..1500, 1u64..700),
         ) {
             let mut presence = Presence::default();
             let mut plain = BTreeMap::new();
-            for (first, pages, data) in steps {
+            for (first, pages, kind) in steps {
                 let vaddr = first * PAGE_SIZE;
-                let had = (first..first + pages).filter(|p| plain.get(p) == Some(&Is::Data)).count() as u64;
-                if data {
+                let had = (first..first + pages).filter(|p| matches!(plain.get(p), Some(Is::Data | Is::Behind))).count() as u64;
+                if kind > 0 {
                     let new = presence.cost_of_data(vaddr, pages) % BLOCK_COST.max(PAGE_SIZE);
                     prop_assert_eq!(new % BLOCK_COST, 0);
                     prop_assert_eq!(presence.cost_of_data(vaddr, pages) / PAGE_SIZE, pages - had);
-                    presence.set_data(vaddr, pages);
+                    if kind == 1 {
+                        presence.set_data(vaddr, pages);
+                    } else {
+                        presence.set_behind(vaddr, pages);
+                    }
                     prop_assert_eq!(presence.cost_of_data(vaddr, pages), 0);
                 } else {
                     prop_assert_eq!(presence.set_zero(vaddr, pages), had);
                     prop_assert_eq!(presence.cost_of_zero(vaddr, pages), 0);
                 }
                 for page in first..first + pages {
-                    plain.insert(page, if data { Is::Data } else { Is::Zero });
+                    plain.insert(page, [Is::Zero, Is::Data, Is::Behind][kind]);
                 }
             }
             let (first, pages) = ask;
             let missing = (first..first + pages).find(|p| !plain.contains_key(p)).map(|p| p * PAGE_SIZE);
-            prop_assert_eq!(presence.first_missing(first * PAGE_SIZE, pages), missing);
-            let data: Vec<u64> = (first..first + pages).filter(|p| plain.get(p) == Some(&Is::Data)).collect();
+            prop_assert_eq!(presence.first_missing(first * PAGE_SIZE, pages, false), missing);
+            let not_here = |p: &u64| matches!(plain.get(p), None | Some(Is::Behind));
+            let not_here = (first..first + pages).find(not_here).map(|p| p * PAGE_SIZE);
+            prop_assert_eq!(presence.first_missing(first * PAGE_SIZE, pages, true), not_here);
+            let flat = |runs: Vec<(u64, u64)>| -> Vec<u64> {
+                runs.iter().flat_map(|(v, n)| v / PAGE_SIZE..v / PAGE_SIZE + n).collect()
+            };
+            let behind: Vec<u64> = (first..first + pages).filter(|p| plain.get(p) == Some(&Is::Behind)).collect();
+            prop_assert_eq!(flat(presence.behind_runs(first * PAGE_SIZE, pages)), behind);
+            let data: Vec<u64> = (first..first + pages).filter(|p| matches!(plain.get(p), Some(Is::Data | Is::Behind))).collect();
             let runs = presence.data_runs(first * PAGE_SIZE, pages);
-            let told: Vec<u64> = runs.iter().flat_map(|(v, n)| v / PAGE_SIZE..v / PAGE_SIZE + n).collect();
-            prop_assert_eq!(told, data);
+            prop_assert_eq!(flat(runs), data);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Pages become frames: marks for what has not changed, batches of pages for the pool.
 
 use std::io;
+use std::ops::Range;
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::time::Instant;
 
@@ -26,6 +27,8 @@ pub struct Sent {
     pub zero: Pages,
     /// Pages told to be unchanged.
     pub unchanged: Pages,
+    /// Pages told to come later.
+    pub behind: Pages,
     /// Bytes of frames.
     pub wire: Bytes,
 }
@@ -39,6 +42,7 @@ impl Sent {
             changed: self.changed + other.changed,
             zero: self.zero + other.zero,
             unchanged: self.unchanged + other.unchanged,
+            behind: self.behind + other.behind,
             wire: self.wire + other.wire,
         }
     }
@@ -122,6 +126,14 @@ impl<'a> Sender<'a> {
         self.run(space, vaddr, bytes, from, bytes.len() / page)
     }
 
+    /// Says of these pages that they come later.
+    pub fn behind(&mut self, space: Space, range: Range<u64>) -> Result<(), MemoryError> {
+        let pages = range.step_by(PAGE_SIZE as usize);
+        pages
+            .into_iter()
+            .try_for_each(|vaddr| self.mark(Seen::Behind, space, vaddr))
+    }
+
     /// Sends the list of a space's pages.
     pub fn list(&mut self, space: Space, entries: &[Entry]) -> Result<(), MemoryError> {
         self.flush()?;
@@ -196,6 +208,13 @@ impl<'a> Sender<'a> {
                 let copies = self.pool.copies();
                 copies.forget(mark.space, mark.vaddr, mark.pages);
                 frame::zero(mark.space, mark.vaddr, mark.pages)
+            }
+            Seen::Behind => {
+                self.sent.behind += Pages(mark.pages);
+                // The store drops what it has of them.
+                let copies = self.pool.copies();
+                copies.forget(mark.space, mark.vaddr, mark.pages);
+                frame::behind(mark.space, mark.vaddr, mark.pages)
             }
             _ => {
                 self.sent.unchanged += Pages(mark.pages);

@@ -246,6 +246,11 @@ mod test {
                 vaddr,
                 pages,
             } => format!("{space}: {pages} zero at {vaddr:#x}"),
+            Frame::Behind {
+                space,
+                vaddr,
+                pages,
+            } => format!("{space}: {pages} behind at {vaddr:#x}"),
             Frame::Unchanged {
                 space,
                 vaddr,

@@ -68,6 +68,8 @@ pub struct Complete<'a> {
     pub(super) lists: BTreeMap<Space, Vec<Entry>>,
     /// How many pages they name.
     pub pages: Pages,
+    /// How many of them come later.
+    pub behind: Pages,
 }
 
 impl Complete<'_> {
@@ -128,6 +130,11 @@ impl PageStore {
                 vaddr,
                 pages,
             } => self.unchanged(*space, *vaddr, *pages),
+            Frame::Behind {
+                space,
+                vaddr,
+                pages,
+            } => self.behind(*space, *vaddr, *pages),
             Frame::Changes(changes) => self.change(changes),
             Frame::List {
                 space,
@@ -182,11 +189,24 @@ impl PageStore {
         Ok(())
     }
 
+    /// Notes pages that come when the process runs. They are charged now. What is here of them is stale, and goes.
+    pub fn behind(&self, space: Space, vaddr: u64, pages: u64) -> Result<(), MemoryError> {
+        if !matches!(space, Space::Task(_)) {
+            return Err(MemoryError::NotBehind { space, vaddr });
+        }
+        let stored = self.space(space)?;
+        let mut state = stored.state();
+        self.charge(state.presence.cost_of_data(vaddr, pages))?;
+        state.presence.set_behind(vaddr, pages);
+        drop(state);
+        punch(&stored.file, vaddr, pages * PAGE_SIZE).map_err(self.failed("drop a page"))
+    }
+
     /// Checks that pages are here which the sender believes to be here.
     pub fn unchanged(&self, space: Space, vaddr: u64, pages: u64) -> Result<(), MemoryError> {
         let stored = self.known(space);
         let missing = match &stored {
-            Some(stored) => stored.state().presence.first_missing(vaddr, pages),
+            Some(stored) => stored.state().presence.first_missing(vaddr, pages, true),
             None => Some(vaddr),
         };
         match missing {
@@ -226,7 +246,7 @@ impl PageStore {
     pub fn verify(&self) -> Result<Complete<'_>, MemoryError> {
         let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
         let mut lists = BTreeMap::new();
-        let mut pages = Pages(0);
+        let (mut pages, mut behind) = (Pages(0), Pages(0));
         for (space, stored) in spaces.iter() {
             let state = stored.state();
             // A process that ended before the final dump has pages here and no list.
@@ -237,12 +257,13 @@ impl PageStore {
             for entry in &list {
                 let missing = state
                     .presence
-                    .first_missing(entry.vaddr, entry.pages.into());
+                    .first_missing(entry.vaddr, entry.pages.into(), false);
                 if let Some(vaddr) = missing {
                     let space = *space;
                     return Err(MemoryError::PageMissing { space, vaddr });
                 }
                 pages += Pages(entry.pages.into());
+                behind += state.behind(entry);
             }
             lists.insert(*space, list);
         }
@@ -253,6 +274,7 @@ impl PageStore {
             store: self,
             lists,
             pages,
+            behind,
         })
     }
 
@@ -341,6 +363,12 @@ impl StoredSpace {
 }
 
 impl State {
+    /// How many pages of an entry come later.
+    fn behind(&self, entry: &Entry) -> Pages {
+        let runs = self.presence.behind_runs(entry.vaddr, entry.pages.into());
+        runs.into_iter().map(|(_, pages)| Pages(pages)).sum()
+    }
+
     /// The list, put together from its parts: complete, ascending, nothing twice.
     fn whole_list(&self, space: Space) -> Result<Vec<Entry>, MemoryError> {
         let wrong = |what| MemoryError::List { space, what };

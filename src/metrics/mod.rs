@@ -67,6 +67,7 @@ enum Ended {
     moved,
     stayed,
     in_doubt,
+    lost,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -181,6 +182,7 @@ impl Metrics {
             Outcome::Moved => Ended::moved,
             Outcome::StayedHere { .. } => Ended::stayed,
             Outcome::InDoubt { .. } => Ended::in_doubt,
+            Outcome::Lost { .. } => Ended::lost,
         };
         let moved = outcome == Ended::moved;
         self.migrations

@@ -30,6 +30,7 @@ fn report(outcome: Outcome, blackout: Option<u64>) -> MigrationReport {
         tracker: String::new(),
         restore: RestoreChoice::default(),
         spans: vec![],
+        post_copy: None,
     }
 }
 
@@ -94,7 +95,9 @@ async fn what_happens_is_counted() {
         report(Outcome::Moved, Some(250)),
         report(stayed, None),
     ] {
-        let kind = EventKind::MigrationEnded { report };
+        let kind = EventKind::MigrationEnded {
+            report: Box::new(report),
+        };
         events.send(Event { at_ms: 1, kind }).unwrap();
     }
     drop(events);

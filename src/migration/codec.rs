@@ -39,6 +39,8 @@ pub enum Kind {
     /// How many frames of this stream have been taken, 8 bytes, little-endian: from the destination, on streams of
     /// pages alone.
     Taken = 6,
+    /// What a destination asks for of what was left behind: see [`Ask`](super::behind::wire::Ask).
+    Ask = 7,
 }
 
 /// One frame.
@@ -72,6 +74,12 @@ pub enum CodecError {
     /// A frame that begins with a number, cut short in it.
     #[error("a frame's number is malformed")]
     Number,
+    /// What a destination asks for is malformed.
+    #[error("a question for pages is malformed: {what}")]
+    Ask {
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// A chunk of a CRIU image that is cut short or has no plain file name.
     #[error("an image chunk is malformed: {what}")]
     Chunk {
@@ -89,6 +97,7 @@ impl Kind {
             4 => Some(Self::Pages),
             5 => Some(Self::Dump),
             6 => Some(Self::Taken),
+            7 => Some(Self::Ask),
             _ => None,
         }
     }
@@ -97,6 +106,7 @@ impl Kind {
         match self {
             Self::Control => MAX_CONTROL,
             Self::Taken => NUMBER,
+            Self::Ask => super::behind::wire::LONGEST,
             _ => MAX_PAYLOAD,
         }
     }
@@ -267,7 +277,7 @@ mod test {
             assert!(parse_header(reserved).is_err());
         }
         assert!(parse_header([0; HEADER]).is_err());
-        assert!(parse_header([7, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(parse_header([8, 0, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(header(Kind::Taken, &[0; NUMBER + 1]).is_err());
         assert!(parse_header([4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).is_err());
         assert!(header(Kind::Control, &vec![0; MAX_CONTROL + 1]).is_err());

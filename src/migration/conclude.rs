@@ -4,21 +4,26 @@
 //! destination that is ready asks for the *verdict*. Both answer from their journals alone. No answer means
 //! asking again, for as long as it takes; a person who has fenced one of the hosts may decide instead.
 
+mod running;
+
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::behind::{OnShelf, Shelf};
 use super::error::{Cause, MigrationError};
 use super::journal::{Entry, Journal, JournalState};
 use super::link::{Duplex, Link};
-use super::message::{Fate, Message, NEWEST_VERSION, OLDEST_VERSION, Purpose, Verdict};
-use super::movable::{HandedOver, Held, Restored, RunError};
+use super::message::{Fate, Fetched, Message, NEWEST_VERSION, OLDEST_VERSION, Purpose, Verdict};
+use super::movable::{HandedOver, Held, Restored};
 use crate::model::{MigrationId, Name, Phase, Side};
+
+pub use running::{Running, accept, finish};
 
 /// A way to the other host.
 pub trait Dial: Send + Sync + 'static {
@@ -38,6 +43,10 @@ pub struct World {
     pub journal: Arc<dyn Journal>,
     /// Between two questions.
     pub pause: Duration,
+    /// For how long a host may not be heard of that has memory of a container which runs here: [`LOST_AFTER`](super::behind::LOST_AFTER).
+    pub lost_after: Duration,
+    /// Where frozen copies of this host are, for destinations that still fetch memory of them.
+    pub shelf: Arc<Shelf>,
 }
 
 /// How long one question may take.
@@ -46,7 +55,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Where a person's decision arrives: which side keeps the container.
 pub type Decisions = mpsc::Receiver<Side>;
 
-/// A source that has handed over and heard nothing: asks until it knows. Returns the final entry.
+/// Who has a container that was handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Keeps {
+    /// The destination, or nobody any more.
+    Destination { fetched: Option<Fetched> },
+    /// The source: it never ran elsewhere.
+    Source,
+}
+
+/// A source that has handed over and heard nothing: asks until it knows, and gives what the destination fetches of the
+/// frozen copy until then. Returns the final entry.
 ///
 /// # Errors
 /// When the journal cannot be written or the copy cannot be settled or taken back; the entry then stays as
@@ -57,19 +76,66 @@ pub async fn source<H: HandedOver>(
     world: &World,
     decisions: &mut Decisions,
 ) -> Result<Entry, MigrationError> {
-    loop {
-        let keep = tokio::select! {
-            fate = ask(world, &entry.peer, entry.id, Purpose::AskFate) => match fate {
-                Ok(Message::Fate(Fate::Running)) => Some(Side::Destination),
-                Ok(Message::Fate(Fate::Discarded)) => Some(Side::Source),
-                _ => None,
-            },
-            Some(side) = decisions.recv() => Some(side),
+    let mut shelf = on_shelf(&entry, &handed, world);
+    let keeps = loop {
+        let keeps = tokio::select! {
+            fate = fate_of(&mut entry, world) => fate,
+            fetched = fetched(&mut shelf) => Some(Keeps::Destination { fetched: Some(fetched) }),
+            Some(side) = decisions.recv() => decided(&entry, side),
         };
-        match keep {
-            Some(side) => return end_source(&mut entry, handed, side, world).await,
+        match keeps {
+            Some(keeps) => break keeps,
             None => tokio::time::sleep(world.pause).await,
         }
+    };
+    drop(shelf);
+    end_source(&mut entry, handed, keeps, world).await
+}
+
+/// What a person decides is carried out, but for one thing: what runs elsewhere is not resumed here.
+fn decided(entry: &Entry, side: Side) -> Option<Keeps> {
+    match side {
+        Side::Destination => Some(Keeps::Destination { fetched: None }),
+        Side::Source if entry.state == JournalState::Serving => {
+            tracing::warn!(migration = %entry.id, "it has run at the destination and is not resumed here");
+            None
+        }
+        Side::Source => Some(Keeps::Source),
+    }
+}
+
+/// The frozen copy can be fetched from until what this returns is dropped.
+fn on_shelf<H: HandedOver>(entry: &Entry, handed: &H, world: &World) -> Option<OnShelf> {
+    let remainder = handed.remainder()?;
+    Some(world.shelf.offer(entry.id, &entry.peer, remainder))
+}
+
+/// What the destination has told at the end; never, where nothing can be fetched.
+pub(super) async fn fetched(shelf: &mut Option<OnShelf>) -> Fetched {
+    match shelf {
+        Some(shelf) => shelf.fetched().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Asks the destination once. That it runs there and still fetches is noted.
+pub(super) async fn fate_of(entry: &mut Entry, world: &World) -> Option<Keeps> {
+    let fate = ask(world, &entry.peer, entry.id, Purpose::AskFate).await;
+    match fate {
+        Ok(Message::Fate(Fate::Running)) => Some(Keeps::Destination { fetched: None }),
+        Ok(Message::Fetched(fetched)) if fetched.lost.is_some() => Some(Keeps::Destination {
+            fetched: Some(fetched),
+        }),
+        Ok(Message::Fate(Fate::Discarded)) if entry.state != JournalState::Serving => {
+            Some(Keeps::Source)
+        }
+        Ok(Message::Fate(Fate::Filling)) if entry.state != JournalState::Serving => {
+            if let Err(error) = write(world, entry, JournalState::Serving) {
+                tracing::warn!(migration = %entry.id, "that it runs there was not journalled: {}", error.chain());
+            }
+            None
+        }
+        _ => None,
     }
 }
 
@@ -77,17 +143,27 @@ pub async fn source<H: HandedOver>(
 async fn end_source<H: HandedOver>(
     entry: &mut Entry,
     handed: H,
-    keep: Side,
+    keeps: Keeps,
     world: &World,
 ) -> Result<Entry, MigrationError> {
-    match keep {
+    match keeps {
         // The copy first: should this host die in between, the next start asks again and settles again.
-        Side::Destination => {
+        Keeps::Destination { fetched } => {
+            let ran = entry.state == JournalState::Serving || fetched.is_some();
             blocking(Phase::Settle, move || handed.settle()).await?;
-            write(world, entry, JournalState::Moved)?;
+            entry.why = fetched.as_ref().and_then(|fetched| fetched.lost.clone());
+            if let (Some(report), true) = (&mut entry.report, ran) {
+                let told = fetched.as_ref().map(Fetched::told);
+                report.ended(told.as_ref(), entry.why.as_deref());
+            }
+            let state = match entry.why {
+                Some(_) => JournalState::Lost,
+                None => JournalState::Moved,
+            };
+            write(world, entry, state)?;
         }
         // The journal first: once it says so, a destination that asks is told to discard.
-        Side::Source => {
+        Keeps::Source => {
             write(world, entry, JournalState::StayedHere)?;
             blocking(Phase::Settle, move || handed.take_back()).await?;
         }
@@ -108,11 +184,11 @@ pub async fn destination<R: Restored>(
 ) -> Result<Entry, MigrationError> {
     loop {
         if entry.state == JournalState::Accepted {
-            let (entry, running) = accept(entry, restored, world).await?;
-            if let Some((restored, _)) = running {
-                settle(&entry, restored).await;
-            }
-            return Ok(entry);
+            let (entry, running) = accept(entry, restored, None, world).await?;
+            return match running {
+                Some(running) => finish(entry, running, world).await,
+                None => Ok(entry),
+            };
         }
         let keep = tokio::select! {
             verdict = ask(world, &entry.peer, entry.id, Purpose::AskVerdict) => match verdict {
@@ -130,47 +206,6 @@ pub async fn destination<R: Restored>(
             Some(Side::Source) => return discard(entry, restored, world).await,
             None => tokio::time::sleep(world.pause).await,
         }
-    }
-}
-
-/// Lets an accepted container run. The journal says `Accepted` already. Where it runs, the container comes
-/// back to be settled with [`settle`], and the moment since when: its images are still there, and the other host
-/// should hear first.
-///
-/// # Errors
-/// When it cannot run; if it never ran it is discarded and the entry says so, which sends the source's
-/// copy on its way again.
-pub async fn accept<R: Restored>(
-    mut entry: Entry,
-    mut restored: R,
-    world: &World,
-) -> Result<(Entry, Option<(R, Instant)>), MigrationError> {
-    let generation = entry.generation;
-    let (restored, ran) = blocking(Phase::Handover, move || {
-        let ran = restored.run(generation);
-        Ok((restored, ran))
-    })
-    .await?;
-    match ran {
-        Ok(since) => {
-            write(world, &mut entry, JournalState::Moved)?;
-            Ok((entry, Some((restored, since))))
-        }
-        Err(RunError::NeverRan(cause)) => {
-            tracing::error!(migration = %entry.id, error = %cause, "the container could not be let run; it goes back to its source");
-            Ok((discard(entry, restored, world).await?, None))
-        }
-        Err(error @ RunError::HasRun(_)) => {
-            write(world, &mut entry, JournalState::Moved)?;
-            Err(MigrationError::local(Phase::Handover, error))
-        }
-    }
-}
-
-/// Frees the images of a container that runs. A failure is logged: the container does not depend on it.
-pub async fn settle<R: Restored>(entry: &Entry, restored: R) {
-    if let Err(error) = blocking(Phase::Settle, move || restored.settle()).await {
-        tracing::warn!(migration = %entry.id, error = %error.chain(), "images of a finished migration were not freed");
     }
 }
 
@@ -199,7 +234,10 @@ pub async fn source_after_restart<H: Held>(
     world: &World,
     decisions: &mut Decisions,
 ) -> Result<Entry, MigrationError> {
-    if entry.state == JournalState::HandedOver {
+    if matches!(
+        entry.state,
+        JournalState::HandedOver | JournalState::Serving
+    ) {
         return source(entry, held.hand_over(), world, decisions).await;
     }
     // Resumed first: a crash in between finds `Began` again and resumes again, which changes nothing.
@@ -222,6 +260,7 @@ pub async fn destination_after_restart<R: Restored>(
     match entry.state {
         // The source cannot have handed over: it was never told `Ready`.
         JournalState::Reserved => discard(entry, restored, world).await,
+        JournalState::Filling => running::go_on(entry, restored, world).await,
         _ => destination(entry, restored, world, decisions).await,
     }
 }
@@ -245,7 +284,7 @@ pub async fn answer(
         Purpose::AskVerdict => {
             Message::Verdict(verdict(entry.filter(|e| e.side == Side::Source).as_ref()))
         }
-        _ => Message::Fate(fate(entry.filter(|e| e.side == Side::Destination).as_ref())),
+        _ => told(entry.filter(|e| e.side == Side::Destination).as_ref()),
     };
     link.say(&message, Phase::Handover).await?;
     link.close().await;
@@ -255,7 +294,12 @@ pub async fn answer(
 /// What a source's journal says.
 pub fn verdict(entry: Option<&Entry>) -> Verdict {
     match entry.map(|e| e.state) {
-        Some(JournalState::HandedOver | JournalState::Moved) => Verdict::HandedOver {
+        Some(
+            JournalState::HandedOver
+            | JournalState::Serving
+            | JournalState::Moved
+            | JournalState::Lost,
+        ) => Verdict::HandedOver {
             generation: entry.map(|e| e.generation).unwrap_or_default(),
         },
         Some(JournalState::StayedHere) => Verdict::StayedHere,
@@ -264,10 +308,22 @@ pub fn verdict(entry: Option<&Entry>) -> Verdict {
     }
 }
 
+/// What a destination answers: with the reason, where it has one.
+fn told(entry: Option<&Entry>) -> Message {
+    match entry.and_then(|entry| entry.why.clone()) {
+        Some(why) => Message::Fetched(Fetched {
+            lost: Some(why),
+            ..Fetched::default()
+        }),
+        None => Message::Fate(fate(entry)),
+    }
+}
+
 /// What a destination's journal says.
 pub fn fate(entry: Option<&Entry>) -> Fate {
     match entry.map(|e| e.state) {
-        Some(JournalState::Moved) => Fate::Running,
+        Some(JournalState::Moved | JournalState::Lost) => Fate::Running,
+        Some(JournalState::Filling) => Fate::Filling,
         Some(JournalState::StayedHere) => Fate::Discarded,
         Some(JournalState::Reserved | JournalState::Ready | JournalState::Accepted) => {
             Fate::Pending

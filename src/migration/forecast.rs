@@ -207,6 +207,7 @@ mod test {
             tracker: "hash".to_owned(),
             restore,
             spans: Vec::new(),
+            post_copy: None,
         }
     }
 

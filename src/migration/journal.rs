@@ -28,6 +28,12 @@ pub enum JournalState {
     HandedOver,
     /// Destination: the handover has arrived; it runs here or is about to.
     Accepted,
+    /// Source: it runs at the destination, which still fetches memory of the frozen copy. Nothing resumes that.
+    Serving,
+    /// Destination: it runs here, and a part of its memory is still on the source.
+    Filling,
+    /// Both: it ran at the destination, and was killed there because memory of it could not be fetched. Final.
+    Lost,
     /// Both: it runs at the destination. Final.
     Moved,
     /// Both: it runs on the source, or never left it. Final.
@@ -37,7 +43,7 @@ pub enum JournalState {
 impl JournalState {
     /// Whether nothing more follows.
     pub fn is_final(self) -> bool {
-        matches!(self, Self::Moved | Self::StayedHere)
+        matches!(self, Self::Moved | Self::StayedHere | Self::Lost)
     }
 }
 
@@ -60,6 +66,9 @@ pub struct Entry {
     pub state: JournalState,
     /// How it ended, on the source.
     pub report: Option<MigrationReport>,
+    /// Why the container was lost, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 /// Where entries are kept.
@@ -185,6 +194,7 @@ mod test {
             started_at: u64::from(id),
             state,
             report: None,
+            why: None,
         }
     }
 

@@ -93,6 +93,19 @@ impl Outbox {
             .map_err(|_| OutboxError::Lost)
     }
 
+    /// Hands a frame over that is none of pages, waiting while the queue is full. From a task.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub async fn put(&self, kind: Kind, payload: Vec<u8>) -> Result<(), OutboxError> {
+        let frame = Outgoing {
+            kind,
+            number: None,
+            payload,
+        };
+        self.queue.send(frame).await.map_err(|_| OutboxError::Lost)
+    }
+
     /// Says something, waiting while the queue is full. From threads, never from a task.
     ///
     /// # Errors

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::stream::{StreamOffer, StreamToken};
 use crate::model::{
-    Bytes, ContainerSpec, Finding, Generation, HostFacts, MigrationId, Neighbour, Pages,
-    RestoreChoice, Side, Span, Spans, Step,
+    Bytes, ContainerSpec, Finding, Generation, HostFacts, MigrationId, Neighbour, Pages, PostCopy,
+    Rate, RestoreChoice, Side, Span, Spans, Step,
 };
 
 /// The oldest protocol version this Godwit speaks. The window is N and N-1; there is no N-1 yet.
@@ -52,6 +52,9 @@ pub enum Message {
         /// How pages may come by streams of their own.
         #[serde(default)]
         streams: Option<StreamOffer>,
+        /// A part of its memory may be left behind, and fetched when it runs.
+        #[serde(default)]
+        post_copy: bool,
         /// Remarks that do not prevent the migration.
         findings: Vec<Finding>,
     },
@@ -109,6 +112,17 @@ pub enum Message {
         /// What the destination did since [`Self::HandOver`] arrived.
         #[serde(default)]
         steps: Vec<ToldStep>,
+        /// How many pages it still fetches: the frozen copy must stay.
+        #[serde(default)]
+        behind: Pages,
+    },
+    /// The destination needs nothing more of the frozen copy, and has journalled that. As an answer to who asks for its
+    /// fate: the container was killed, and why.
+    Fetched(Fetched),
+    /// What is wanted of the frozen copy cannot be had any more, and never will.
+    Gone {
+        /// Why, for people.
+        why: String,
     },
     /// The source gives up before the handover.
     Cancel {
@@ -136,6 +150,34 @@ pub struct ToldStep {
     /// Its length, in microseconds.
     pub length_micros: u64,
 }
+
+/// How a destination has fetched what was left behind. It goes into a report and nowhere else, but for its being there.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Fetched {
+    /// Pages that were asked for because somebody waited for them, or for one just before them.
+    pub on_demand: Pages,
+    /// All others.
+    pub pushed: Pages,
+    /// From the handover until nothing was missing.
+    pub took: Duration,
+    /// Why the container was killed, if it was.
+    pub lost: Option<String>,
+}
+
+impl Fetched {
+    /// As a report has it, but for what only the source knows.
+    pub fn told(&self) -> PostCopy {
+        PostCopy {
+            behind: Pages(0),
+            on_demand: self.on_demand,
+            pushed: self.pushed,
+            complete: self.lost.is_none().then_some(self.took.min(LONGEST_FETCH)),
+        }
+    }
+}
+
+/// The longest time that another host is believed to have fetched for.
+const LONGEST_FETCH: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The longest time that a step of another host is believed.
 const LONGEST_STEP: Duration = Duration::from_secs(3600);
@@ -178,6 +220,12 @@ pub enum Purpose {
     AskVerdict,
     /// A source that has handed over asks its destination what became of the container.
     AskFate,
+    /// A destination that has let its container run fetches what was left behind.
+    Fetch {
+        /// At most so fast.
+        #[serde(default)]
+        rate: Option<Rate>,
+    },
     /// Take pages of a migration that another connection has begun.
     Stream {
         /// What that connection was told.
@@ -210,6 +258,8 @@ pub enum Verdict {
 pub enum Fate {
     /// It runs here, or has run here: the frozen copy must go.
     Running,
+    /// It runs here, and is still fetching memory of the frozen copy.
+    Filling,
     /// It never ran here and never will.
     Discarded,
     /// Not decided yet: ask again.
@@ -259,6 +309,9 @@ pub struct Summary {
     pub images: Vec<(String, u64)>,
     /// Pages the frozen container had, as CRIU listed them.
     pub pages: Pages,
+    /// Those of them that were left behind.
+    #[serde(default)]
+    pub behind: Pages,
     /// The inode numbers of the pipes that are its standard output and error, which CRIU's images name.
     pub stdio_inodes: [u64; 2],
     /// Whom it knows on its network.

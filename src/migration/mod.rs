@@ -33,7 +33,8 @@
 //! kill the frozen copy, journal Moved                 journal Moved
 //! ```
 //!
-//! Page frames may go over connections of their own, which may break and come back: see [`stream`].
+//! Page frames may go over connections of their own, which may break and come back: see [`stream`]. Where the policy says
+//! so, a part of the memory is left behind, and fetched when the container runs: see [`behind`].
 //!
 //! What each host concludes when the other is lost:
 //!
@@ -43,12 +44,15 @@
 //! | Ready | | ask the source: HandedOver → run; StayedHere → discard; no answer → in doubt, ask again |
 //! | HandedOver | ask the destination: Running → kill the frozen copy; Discarded → resume; no answer → in doubt | |
 //! | Accepted | | run (restore again when it has to) |
-//! | Moved, StayedHere | nothing to do | nothing to do |
+//! | Serving | give pages; ask the destination: Running or Lost → kill the frozen copy; never resume | |
+//! | Filling | | it runs: fetch pages; where the source is lost kill it and say Lost |
+//! | Moved, StayedHere, Lost | nothing to do | nothing to do |
 //!
 //! *Discarded* is a durable statement that the destination never ran this copy and never will; it is the
 //! only word on which a source resumes after its handover.
 
 mod bare;
+pub mod behind;
 pub mod codec;
 pub mod conclude;
 pub mod destination;
@@ -67,12 +71,13 @@ mod record;
 pub mod source;
 pub mod stream;
 
+pub use behind::{Later, Remainder, Shelf};
 pub use error::{Cause, MigrationError};
 pub use hook::{Hook, NoHook};
 pub use journal::{Entry, Journal, JournalState};
 pub use link::{Duplex, Link, Outbox};
 pub use message::{Message, NamedSegment, Offer, Summary, ToldStep};
 pub use movable::{
-    Arriving, Destination, HandedOver, Held, Movable, Restored, RoundStats, RunError,
+    Arriving, Destination, HandedOver, Held, Left, Movable, Restored, RoundStats, RunError,
 };
 pub use observe::Observer;

@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::model::{Finding, Generation, Pages, RestoreChoice, Step, TrackerChoice};
+use crate::model::{Finding, Generation, Pages, Rate, RestoreChoice, Step, TrackerChoice};
 
+use super::behind::{Later, Remainder};
 use super::codec::Frame;
 use super::error::Cause;
 use super::link::Outbox;
@@ -22,6 +23,14 @@ pub struct RoundStats {
     pub scanned: Pages,
     /// Pages sent.
     pub sent: Pages,
+}
+
+/// What was left behind of a container, and how fast it may be fetched.
+pub struct Left {
+    /// The pages.
+    pub later: Arc<dyn Later>,
+    /// At most so many bytes per second.
+    pub rate: Option<Rate>,
 }
 
 /// Why a restored container does not run.
@@ -81,6 +90,11 @@ pub trait Movable: Send + 'static {
     /// What the blackout costs besides the pages that are still to be sent.
     fn fixed_blackout(&self) -> Duration;
 
+    /// Why a part of its memory cannot be left behind when it is frozen ([`Held::leave_behind`]); none: it can.
+    fn cannot_leave_behind(&self) -> Option<String> {
+        Some("it is not one whose memory can be told apart".to_owned())
+    }
+
     /// Freezes. Its network gate stays open: what reaches it waits in its sockets. On failure it runs as before.
     fn freeze(self) -> Result<Self::Held, Cause>;
 }
@@ -90,12 +104,21 @@ pub trait Held: Send + 'static {
     /// What it becomes when handed over.
     type HandedOver: HandedOver;
 
+    /// Before everything else: of what is unsent of its memory [`Self::dump`] sends only what cannot come later, and
+    /// tells in its summary how much does.
+    fn leave_behind(&mut self) {}
+
     /// Finds out what of its memory is unsent, and takes what copied it out of its tasks. After [`Self::close_gate`].
     fn look(&mut self, outbox: &Outbox) -> Result<(), Cause>;
 
     /// Closes its network gate: from now on no frame reaches it, and its sockets are what they will be elsewhere. It may
     /// run for a moment meanwhile, for what only it can bring to an end.
     fn close_gate(&mut self) -> Result<(), Cause>;
+
+    /// Its memory, as [`HandedOver::remainder`]: to be read after [`Self::dump`], and not after [`Self::resume`].
+    fn remainder(&self) -> Option<Arc<dyn Remainder>> {
+        None
+    }
 
     /// Dumps it, after [`Self::look`] and with its gate closed: sends pages and images. Afterwards it stays frozen
     /// whatever dies.
@@ -118,6 +141,11 @@ pub trait Held: Send + 'static {
 
 /// The frozen copy of a container that was handed over. Dropping it does nothing.
 pub trait HandedOver: Send + 'static {
+    /// Its memory, to be read for as long as the copy is there; none where nothing of it can have been left behind.
+    fn remainder(&self) -> Option<Arc<dyn Remainder>> {
+        None
+    }
+
     /// The container runs at the destination: kill this copy, free everything.
     fn settle(self) -> Result<(), Cause>;
 
@@ -150,6 +178,11 @@ pub trait Arriving: Send + 'static {
         RestoreChoice::Eager
     }
 
+    /// Whether a part of its memory may be left behind.
+    fn takes_later(&self) -> bool {
+        false
+    }
+
     /// What takes the frames of pages, from several threads at once. All of them are here, and nobody uses it any more,
     /// when [`Self::restore`] or [`Self::discard`] is called.
     fn pages(&self) -> Result<Arc<dyn TakePages>, Cause>;
@@ -170,8 +203,12 @@ pub trait Arriving: Send + 'static {
     /// Its source's gate is closed: frames that were still led there have no other place than this any more.
     fn gate_closed(&mut self);
 
-    /// Checks that everything is here and restores it, held before its first instruction. On failure
-    /// everything is discarded.
+    /// Checks that everything is here, but for what was left behind, which is returned: it is wanted from now on.
+    fn complete(&mut self, _summary: &Summary) -> Result<Option<Left>, Cause> {
+        Ok(None)
+    }
+
+    /// Restores it after [`Self::complete`], held before its first instruction. On failure everything is discarded.
     fn restore(self, summary: &Summary) -> Result<Self::Restored, Cause>;
 
     /// Removes everything, and says what went wrong with that.
@@ -194,6 +231,11 @@ pub trait Restored: Send + 'static {
     /// How its memory comes back. Never [`RestoreChoice::Auto`].
     fn way(&self) -> RestoreChoice {
         RestoreChoice::Eager
+    }
+
+    /// What [`Arriving::complete`] has returned, also after a restart of the daemon. It works without this.
+    fn later(&mut self) -> Result<Option<Left>, Cause> {
+        Ok(None)
     }
 
     /// It runs: frees the images.

@@ -34,6 +34,8 @@ pub struct Coming<'a> {
     pub restore: RestoreChoice,
     /// Whether it has a user namespace of its own.
     pub userns: Userns,
+    /// Whether a part of it may be left behind.
+    pub post_copy: bool,
 }
 
 /// What a restore needs besides the container's memory: images, page tables, CRIU itself.
@@ -103,7 +105,17 @@ fn users(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
 
 fn laziness(coming: &Coming<'_>, here: &Here<'_>) -> Option<Finding> {
     let ability = here.facts.lazy(coming.userns);
-    if coming.restore != RestoreChoice::Lazy || ability.usable {
+    if ability.usable {
+        return None;
+    }
+    if coming.post_copy {
+        let text = format!(
+            "post-copy needs a lazy restore, and {} cannot restore lazily: {}; choose --on-no-convergence throttle, stop-copy or abort",
+            here.facts.name, ability.why
+        );
+        return Some(Finding::blocking("no-post-copy", text));
+    }
+    if coming.restore != RestoreChoice::Lazy {
         return None;
     }
     let text = format!(
@@ -262,6 +274,7 @@ mod test {
             files: Bytes(1 << 20),
             restore: RestoreChoice::Auto,
             userns: Userns::Auto,
+            post_copy: false,
         };
         let mut here = Here {
             facts: to,
@@ -335,6 +348,7 @@ mod test {
                 files: Bytes(0),
                 restore,
                 userns: Userns::Host,
+                post_copy: false,
             };
             let here = Here {
                 facts: &to,
@@ -359,6 +373,18 @@ mod test {
         assert!(text(true, Eager, 2063).contains(remedy));
         let refused = text(false, Lazy, 9000);
         assert!(refused.contains("it was not tried") && refused.contains("--restore auto"));
+    }
+
+    #[test]
+    fn memory_is_left_behind_only_where_it_can_be_filled_in() {
+        let mut to = host("beta");
+        let wish = |coming: &mut Coming<'_>, _: &mut Here<'_>| {
+            coming.post_copy = true;
+            coming.userns = Userns::Host;
+        };
+        assert_eq!(codes(&host("alpha"), &to, wish), ["no-post-copy"]);
+        to.lazy_restore.usable = true;
+        assert_eq!(codes(&host("alpha"), &to, wish), Vec::<String>::new());
     }
 
     #[test]

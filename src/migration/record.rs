@@ -123,6 +123,7 @@ mod test {
             started_at: 5,
             state,
             report: None,
+            why: None,
         }
     }
 

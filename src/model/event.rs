@@ -45,7 +45,7 @@ pub enum EventKind {
     /// A migration has ended.
     MigrationEnded {
         /// How it was.
-        report: MigrationReport,
+        report: Box<MigrationReport>,
     },
     /// A peer was added or removed, or a stranger was refused.
     Peer {

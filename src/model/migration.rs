@@ -41,13 +41,15 @@ pub enum Phase {
     Restore,
     /// The source has journalled that it will never resume; the destination runs: the blackout ends.
     Handover,
+    /// Post-copy alone: it runs, and fetches what of its memory is still on the source.
+    Fill,
     /// Both hosts have freed what they no longer need.
     Settle,
 }
 
 impl Phase {
     /// All of them, in order.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Negotiate,
         Self::Preflight,
         Self::Storage,
@@ -57,6 +59,7 @@ impl Phase {
         Self::Residual,
         Self::Restore,
         Self::Handover,
+        Self::Fill,
         Self::Settle,
     ];
 
@@ -72,6 +75,7 @@ impl Phase {
             Self::Residual => "residual",
             Self::Restore => "restore",
             Self::Handover => "handover",
+            Self::Fill => "fill",
             Self::Settle => "settle",
         }
     }
@@ -196,6 +200,42 @@ pub struct MigrationReport {
     /// What was done in the blackout, on both sides, by its begin.
     #[serde(default)]
     pub spans: Vec<Span>,
+    /// What was left behind when it was frozen, and how it came; none where everything was sent before it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub post_copy: Option<Box<PostCopy>>,
+}
+
+impl MigrationReport {
+    /// It ran at the destination, whatever had been known before; `told` is what the destination has said of what it
+    /// fetched, where it has.
+    pub(crate) fn ended(&mut self, told: Option<&PostCopy>, lost: Option<&str>) {
+        self.outcome = match lost {
+            Some(why) => Outcome::Lost {
+                why: why.to_owned(),
+            },
+            None => Outcome::Moved,
+        };
+        let told = told.filter(|told| told.on_demand + told.pushed > Pages(0));
+        if let (Some(before), Some(told)) = (&mut self.post_copy, told) {
+            **before = PostCopy {
+                behind: before.behind,
+                ..*told
+            };
+        }
+    }
+}
+
+/// The memory that came behind a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PostCopy {
+    /// Pages that were left on the source.
+    pub behind: Pages,
+    /// Those that were fetched because the container waited for them, or for one just before them.
+    pub on_demand: Pages,
+    /// Those that were sent in the background.
+    pub pushed: Pages,
+    /// From the handover until the destination needed nothing more; absent where that was not told.
+    pub complete: Option<Duration>,
 }
 
 /// How a migration ended. It is a value, not a `Result`: after the handover there is no error that could
@@ -216,6 +256,12 @@ pub enum Outcome {
     /// spoken, or until a person who has fenced one of them resolves it.
     InDoubt {
         /// What was last known.
+        why: String,
+    },
+    /// It ran at the destination, and was killed there because what was left of its memory on the source could not be
+    /// fetched any more. It runs nowhere.
+    Lost {
+        /// Why not.
         why: String,
     },
 }

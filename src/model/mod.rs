@@ -22,7 +22,9 @@ pub use event::{Event, EventKind};
 pub use host::{Ability, CpuFacts, CriuVersion, HostFacts, TrackerOffer};
 pub use id::{Digest, Generation, MigrationId, Name};
 pub use lease::{Lease, Mac, Neighbour};
-pub use migration::{Finding, MigrationReport, Outcome, Phase, PhaseSpan, Progress, Round, Side};
+pub use migration::{
+    Finding, MigrationReport, Outcome, Phase, PhaseSpan, PostCopy, Progress, Round, Side,
+};
 pub use options::{
     ChoiceError, Compress, MigrationOptions, OnNoConvergence, OptionError, RestoreChoice,
     TrackerChoice,

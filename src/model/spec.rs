@@ -102,6 +102,9 @@ pub struct ContainerStatus {
     /// How its command ended: the exit code, or 128 + the signal's number. Absent while it runs, and when
     /// it could not be learnt.
     pub exit_code: Option<i32>,
+    /// Why Godwit has ended it, where nobody had asked for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// How often it was started again, by what its spec says of that, since a person has started it.
     #[serde(default)]
     pub restarts: u32,

@@ -8,8 +8,8 @@ mod world;
 use std::time::Duration;
 
 use godwit::migration::{Entry, JournalState};
-use godwit::model::{OnNoConvergence, Outcome, Phase, RestoreChoice, Side, Spans};
-use world::{Copy, Fault, MANY, World};
+use godwit::model::{OnNoConvergence, Outcome, Pages, Phase, RestoreChoice, Side, Spans};
+use world::{BEHIND, Copy, Fault, MANY, World};
 
 const SIDES: [Side; 2] = [Side::Source, Side::Destination];
 
@@ -221,19 +221,13 @@ async fn a_container_that_was_slowed_down_gets_its_time_back_whatever_fails() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_that_gives_up_leaves_the_container_alone() {
-    for (answer, word) in [
-        (OnNoConvergence::Abort, "does not fall any more"),
-        (OnNoConvergence::PostCopy, "post-copy is not available"),
-    ] {
+    for (answer, word) in [(OnNoConvergence::Abort, "does not fall any more")] {
         let world = World::busy(None, answer);
         let Some(Outcome::StayedHere { why, findings }) = world.migrate().await else {
             panic!("{answer}: it did not stay")
         };
         assert!(why.contains(word), "{answer}: {why}");
-        assert_eq!(
-            findings.len(),
-            usize::from(answer == OnNoConvergence::PostCopy)
-        );
+        assert!(findings.is_empty());
         world.settled().await;
         assert_eq!(world.copies(), (Copy::Running, Copy::Gone), "{answer}");
         assert!(world.throttles().is_empty(), "{answer}");
@@ -293,6 +287,130 @@ async fn streams_that_break_in_the_middle_of_a_round_lose_nothing_and_repeat_not
     assert_eq!(pages(&seen).len(), MANY);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_left_behind_is_fetched_and_then_the_frozen_copy_goes() {
+    let world = World::busy(None, OnNoConvergence::PostCopy);
+    assert_eq!(world.migrate().await, Some(Outcome::Moved));
+    world.settled().await;
+    assert_eq!(world.copies(), (Copy::Gone, Copy::Running));
+    assert_eq!(world.fetched(), Some(BEHIND));
+    let report = world.report();
+    let post_copy = report.post_copy.expect("it was post-copy");
+    assert_eq!(post_copy.behind, Pages(BEHIND));
+    assert_eq!(post_copy.on_demand + post_copy.pushed, Pages(BEHIND));
+    assert!(post_copy.on_demand > Pages(0) && post_copy.pushed > Pages(0));
+    assert!(post_copy.complete.is_some() && report.blackout < Some(report.total));
+    assert!(
+        report
+            .decisions
+            .iter()
+            .any(|d| d.starts_with("post-copy: "))
+    );
+    assert!(report.phases.iter().any(|span| span.phase == Phase::Fill));
+    assert!(world.throttles().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_fails_in_a_post_copy_one_copy_runs_and_has_all_of_its_memory() {
+    for side in SIDES {
+        for phase in Phase::ALL {
+            for fault in [
+                Fault::Error { side, phase },
+                Fault::Cut { side, phase },
+                Fault::Crash { side, phase },
+                Fault::CrashBoth { side, phase },
+            ] {
+                let world = World::busy(Some(fault), OnNoConvergence::PostCopy);
+                check_in(world, fault).await;
+            }
+        }
+    }
+    for (side, state) in [
+        (Side::Source, JournalState::HandedOver),
+        (Side::Source, JournalState::Serving),
+        (Side::Source, JournalState::Moved),
+        (Side::Destination, JournalState::Accepted),
+        (Side::Destination, JournalState::Filling),
+        (Side::Destination, JournalState::Moved),
+    ] {
+        let fault = Fault::Journal { side, state };
+        check_in(World::busy(Some(fault), OnNoConvergence::PostCopy), fault).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_whose_source_has_lost_its_memory_is_killed_and_runs_nowhere() {
+    let world = World::busy(Some(Fault::LosePages), OnNoConvergence::PostCopy);
+    let Some(Outcome::Lost { why }) = world.migrate().await else {
+        panic!("it was not lost")
+    };
+    assert!(
+        why.contains("not frozen any more") && why.contains("alpha"),
+        "{why}"
+    );
+    world.settled().await;
+    assert_eq!(world.copies(), (Copy::Gone, Copy::Killed));
+    assert_eq!(world.lost().as_deref(), Some(&*why));
+    for side in SIDES {
+        let entry = world.entries(side).pop().expect("it was journalled");
+        assert_eq!(
+            (entry.state, entry.why.as_ref()),
+            (JournalState::Lost, Some(&why))
+        );
+    }
+    assert!(world.fetched() < Some(BEHIND));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hosts_that_never_hear_of_each_other_again_leave_a_killed_container_and_a_frozen_copy() {
+    for side in SIDES {
+        let phase = Phase::Fill;
+        let fault = Fault::CutForGood { side, phase };
+        let world = World::busy(Some(fault), OnNoConvergence::PostCopy);
+        let Some(Outcome::InDoubt { why }) = world.migrate().await else {
+            panic!("{fault:?}: the source cannot know")
+        };
+        assert!(why.contains("has not fetched"), "{why}");
+        assert_eq!(world.copies(), (Copy::Frozen, Copy::Killed), "{fault:?}");
+        assert!(world.lost().expect("told").contains("was silent"));
+        // They do hear of each other again: the frozen copy goes.
+        world.together();
+        world.settled().await;
+        assert_eq!(world.copies(), (Copy::Gone, Copy::Killed), "{fault:?}");
+        let entry = world
+            .entries(Side::Source)
+            .pop()
+            .expect("it was journalled");
+        assert_eq!(entry.state, JournalState::Lost);
+        let outcome = entry.report.expect("a report").outcome;
+        assert!(matches!(outcome, Outcome::Lost { .. }), "{outcome:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_may_give_the_frozen_copy_up_and_never_gets_it_back() {
+    let fault = Fault::CutForGood {
+        side: Side::Source,
+        phase: Phase::Fill,
+    };
+    let world = World::busy(Some(fault), OnNoConvergence::PostCopy);
+    let outcome = world.migrate().await;
+    assert!(matches!(outcome, Some(Outcome::InDoubt { .. })));
+    world.wish(Side::Source).await;
+    assert_eq!(world.copies(), (Copy::Frozen, Copy::Killed));
+    world.decide(Side::Destination).await;
+    assert_eq!(world.copies(), (Copy::Gone, Copy::Killed));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_container_that_ends_before_all_of_it_came_needs_no_more() {
+    let world = World::busy(Some(Fault::Ends), OnNoConvergence::PostCopy);
+    assert_eq!(world.migrate().await, Some(Outcome::Moved));
+    world.settled().await;
+    assert_eq!(world.copies(), (Copy::Gone, Copy::Gone));
+    assert!(world.fetched() < Some(BEHIND) && world.lost().is_none());
+}
+
 /// Every phase on every side with one kind of fault.
 async fn matrix(fault: impl Fn(Side, Phase) -> Fault) {
     for side in SIDES {
@@ -303,8 +421,11 @@ async fn matrix(fault: impl Fn(Side, Phase) -> Fault) {
 }
 
 async fn check(fault: Fault) {
+    check_in(World::new(Some(fault)), fault).await;
+}
+
+async fn check_in(world: World, fault: Fault) {
     let text = format!("{fault:?}");
-    let world = World::new(Some(fault));
     let outcome = world.migrate().await;
     let settled = tokio::time::timeout(Duration::from_secs(20), world.settled()).await;
     assert!(
@@ -319,9 +440,17 @@ async fn check(fault: Fault) {
     );
     assert!(one, "{text}: {copies:?} after {outcome:?}");
     assert!(!world.two_ran(), "{text}: two copies ran at once");
+    if copies.1 == Copy::Running {
+        assert!(
+            matches!(world.fetched(), None | Some(BEHIND)),
+            "{text}: {:?}",
+            world.fetched()
+        );
+    }
     match outcome {
         Some(Outcome::Moved) => assert_eq!(copies.1, Copy::Running, "{text}"),
         Some(Outcome::StayedHere { .. }) => assert_eq!(copies.0, Copy::Running, "{text}"),
+        Some(Outcome::Lost { why }) => panic!("{text}: {why}"),
         Some(Outcome::InDoubt { .. }) | None => {}
     }
     for side in SIDES {

@@ -1,5 +1,6 @@
 //! Two hosts made of values: one container, two journals, a link, and what may go wrong with them.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -7,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use godwit::migration::behind::HandOn;
+use godwit::migration::behind::wire::Run;
 use godwit::migration::codec::{Chunk, Frame, Kind};
 use godwit::migration::conclude::{self, Dial, DialFuture};
 use godwit::migration::destination::{self, Served, greet};
@@ -15,12 +18,13 @@ use godwit::migration::source::{self, MoreStreams, Services};
 use godwit::migration::stream::{Door, TakePages};
 use godwit::migration::{
     Arriving, Cause, Destination, Duplex, Entry, HandedOver, Held, Hook, Journal, JournalState,
-    Link, Message, Movable, Offer, Outbox, Restored, RoundStats, RunError, Summary,
+    Later, Left, Link, Message, Movable, Offer, Outbox, Remainder, Restored, RoundStats, RunError,
+    Shelf, Summary,
 };
 use godwit::model::{
     Ability, Bytes, ContainerSpec, CpuFacts, Digest, Finding, Generation, HostFacts, Lease, Limits,
-    Mac, MigrationId, MigrationOptions, MigrationReport, Name, OnNoConvergence, Outcome, Pages,
-    Phase, Progress, Restart, Side, Step, User, Userns,
+    Mac, MigrationId, MigrationOptions, MigrationReport, Name, OnNoConvergence, Outcome, PAGE_SIZE,
+    Pages, Phase, Progress, Restart, Side, Step, User, Userns,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::runtime::Handle;
@@ -48,10 +52,19 @@ pub enum Fault {
     NeverRuns,
     /// The streams of pages, and nothing else, break again and again in the middle of the first round.
     CutStreams,
+    /// The frozen copy dies while its memory is fetched.
+    LosePages,
+    /// When this side comes to this phase the hosts never hear of each other again.
+    CutForGood { side: Side, phase: Phase },
+    /// The container ends by itself while its memory is fetched.
+    Ends,
 }
 
 /// How many frames of pages the first round has when streams break in it.
 pub const MANY: usize = 120;
+
+/// For how long a source may not be heard of.
+pub const LOST_AFTER: Duration = Duration::from_millis(600);
 
 /// What a busy container dirties in every round.
 const BUSY: Pages = Pages(100_000_000);
@@ -65,7 +78,12 @@ pub enum Copy {
     Held,
     Running,
     Gone,
+    /// Killed, for what it has lost.
+    Killed,
 }
+
+/// How many pages are left behind.
+pub const BEHIND: u64 = 400;
 
 struct State {
     source: Copy,
@@ -83,6 +101,12 @@ struct State {
     told: Vec<String>,
     options: MigrationOptions,
     stay_dead: [bool; 2],
+    /// Of what was left behind, what has come.
+    behind: Option<BTreeSet<u64>>,
+    asked: BTreeSet<u64>,
+    apart: bool,
+    lost: Option<String>,
+    fetched_twice: bool,
 }
 
 impl State {
@@ -123,6 +147,7 @@ struct Process {
     died: Notify,
     decisions: Mutex<Option<mpsc::Sender<Side>>>,
     door: Arc<Door>,
+    shelf: Arc<Shelf>,
 }
 
 pub struct World {
@@ -191,6 +216,7 @@ impl Process {
             died: Notify::new(),
             decisions: Mutex::new(None),
             door: Arc::default(),
+            shelf: Arc::default(),
         })
     }
 
@@ -331,6 +357,10 @@ impl Movable for Container {
         Ok(true)
     }
 
+    fn cannot_leave_behind(&self) -> Option<String> {
+        None
+    }
+
     fn fixed_blackout(&self) -> Duration {
         Duration::from_millis(50)
     }
@@ -361,6 +391,14 @@ impl Frozen {
 impl Held for Frozen {
     type HandedOver = Handed;
 
+    fn leave_behind(&mut self) {
+        self.part().inner.state().behind = Some(BTreeSet::new());
+    }
+
+    fn remainder(&self) -> Option<Arc<dyn Remainder>> {
+        Some(Arc::new(Memory(self.part().clone())))
+    }
+
     fn look(&mut self, outbox: &Outbox) -> Result<(), Cause> {
         Ok(outbox.send(Kind::Pages, b"".to_vec())?)
     }
@@ -385,6 +423,11 @@ impl Held for Frozen {
         )?;
         Ok(Summary {
             pages: Pages(7),
+            behind: Pages(if self.part().inner.state().behind.is_some() {
+                BEHIND
+            } else {
+                0
+            }),
             ..Summary::default()
         })
     }
@@ -410,13 +453,60 @@ impl Held for Frozen {
     }
 }
 
+/// The memory of the frozen copy.
+struct Memory(Part);
+
+impl Remainder for Memory {
+    fn open(&self) -> Result<(), Cause> {
+        self.0.live().map(drop)
+    }
+
+    fn read(&self, run: Run, out: &mut HandOn<'_>) -> Result<(), Cause> {
+        std::thread::sleep(Duration::from_millis(3));
+        if !self.0.process.alive() {
+            // The dead say nothing.
+            std::thread::sleep(Duration::from_millis(50));
+            return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
+        }
+        let state = self.0.inner.state();
+        let half = state
+            .behind
+            .as_ref()
+            .is_some_and(|here| here.len() as u64 > BEHIND / 2);
+        if state.source != Copy::Frozen || state.fault == Some(Fault::LosePages) && half {
+            return Err("it is not frozen any more".into());
+        }
+        drop(state);
+        let first = run.address / PAGE_SIZE;
+        let numbers: Vec<String> = (first..first + u64::from(run.pages))
+            .map(|n| n.to_string())
+            .collect();
+        Ok(out(numbers.join(" ").into_bytes())?)
+    }
+}
+
 impl HandedOver for Handed {
+    fn remainder(&self) -> Option<Arc<dyn Remainder>> {
+        Some(Arc::new(Memory(self.0.clone())))
+    }
+
     fn settle(self) -> Result<(), Cause> {
         assert_ne!(
             self.0.inner.state().source,
             Copy::Running,
             "a copy that runs is never handed over"
         );
+        {
+            let state = self.0.live()?;
+            let here = state
+                .behind
+                .as_ref()
+                .map_or(BEHIND, |here| here.len() as u64);
+            assert!(
+                here == BEHIND || state.destination != Copy::Running,
+                "the frozen copy goes, and {here} of {BEHIND} pages have come"
+            );
+        }
         self.0
             .inner
             .fails(Side::Source, Phase::Settle)
@@ -486,6 +576,10 @@ impl Arriving for Parts {
         true
     }
 
+    fn takes_later(&self) -> bool {
+        true
+    }
+
     fn pages(&self) -> Result<Arc<dyn TakePages>, Cause> {
         Ok(Arc::new(PageStore(self.0.clone())))
     }
@@ -525,7 +619,27 @@ impl Arriving for Parts {
         assert!(!reachable, "frames still reach the frozen copy");
     }
 
+    fn complete(&mut self, summary: &Summary) -> Result<Option<Left>, Cause> {
+        let behind = self.0.inner.state().behind.is_some();
+        assert_eq!(summary.behind, Pages(if behind { BEHIND } else { 0 }));
+        Ok(behind.then(|| rest(&self.0)))
+    }
+
     fn restore(self, summary: &Summary) -> Result<Restoree, Cause> {
+        // Who restores touches memory.
+        loop {
+            let state = self.0.live()?;
+            if state.behind.as_ref().is_none_or(|here| here.contains(&0)) {
+                break;
+            }
+            if state.destination == Copy::Killed {
+                drop(state);
+                self.0.set(Copy::Gone)?;
+                return Err("it was killed meanwhile".into());
+            }
+            drop(state);
+            std::thread::sleep(Duration::from_millis(1));
+        }
         if let Err(error) = self.0.inner.fails(Side::Destination, Phase::Restore) {
             self.0.set(Copy::Gone)?;
             return Err(error);
@@ -541,7 +655,103 @@ impl Arriving for Parts {
     }
 }
 
+/// What is still to come.
+struct Rest(Part, Arc<Notify>);
+
+impl Rest {
+    fn pick(&self, most: u32) -> Option<Run> {
+        let mut state = self.0.live().ok()?;
+        let here = state.behind.clone().unwrap_or_default();
+        let first = (0..BEHIND).find(|n| !here.contains(n) && !state.asked.contains(n))?;
+        let mut pages = 0;
+        while pages < most && first + u64::from(pages) < BEHIND {
+            state.asked.insert(first + u64::from(pages));
+            pages += 1;
+        }
+        let (process, address) = (1, first * PAGE_SIZE);
+        Some(Run {
+            process,
+            address,
+            pages,
+        })
+    }
+}
+
+impl Later for Rest {
+    fn missing(&self) -> Pages {
+        let state = self.0.inner.state();
+        Pages(
+            BEHIND
+                - state
+                    .behind
+                    .as_ref()
+                    .map_or(BEHIND, |here| here.len() as u64),
+        )
+    }
+
+    fn is_over(&self) -> Result<bool, Cause> {
+        let half = self.missing().0 < BEHIND / 2;
+        let mut state = self.0.live()?;
+        if half && state.fault == Some(Fault::Ends) && state.destination == Copy::Running {
+            state.set(Side::Destination, Copy::Gone);
+        }
+        let ended = matches!(state.destination, Copy::Gone | Copy::Killed);
+        drop(state);
+        Ok(ended || self.missing() == Pages(0))
+    }
+
+    fn begin(&self) {
+        self.0.inner.state().asked.clear();
+    }
+
+    fn wake(&self) -> Arc<Notify> {
+        self.1.clone()
+    }
+
+    /// Somebody waits for one now and then.
+    fn wanted(&self) -> Vec<Run> {
+        let waits = self.missing().0.is_multiple_of(3);
+        let wanted = if waits { self.pick(1) } else { None };
+        wanted.into_iter().collect()
+    }
+
+    fn next(&self, most: u32) -> Option<Run> {
+        self.pick(most)
+    }
+
+    fn take(&self, batch: &[u8]) -> Result<Pages, Cause> {
+        let mut state = self.0.live()?;
+        let mut taken = 0;
+        for number in String::from_utf8(batch.to_vec())?.split(' ') {
+            let number = number.parse()?;
+            let new = state
+                .behind
+                .as_mut()
+                .is_some_and(|here| here.insert(number));
+            state.fetched_twice |= !new;
+            taken += 1;
+        }
+        Ok(Pages(taken))
+    }
+
+    fn lose(&self, why: &str) -> Result<(), Cause> {
+        self.0.set(Copy::Killed)?;
+        self.0.live()?.lost = Some(why.to_owned());
+        Ok(())
+    }
+}
+
+fn rest(part: &Part) -> Left {
+    let later: Arc<dyn Later> = Arc::new(Rest(part.clone(), Arc::default()));
+    Left { later, rate: None }
+}
+
 impl Restored for Restoree {
+    fn later(&mut self) -> Result<Option<Left>, Cause> {
+        let left = self.0.live()?.behind.is_some();
+        Ok(left.then(|| rest(&self.0)))
+    }
+
     fn run(&mut self, generation: Generation) -> Result<Instant, RunError> {
         let error = self.0.inner.fails(Side::Destination, Phase::Handover).err();
         let never = self.0.inner.state().fault == Some(Fault::NeverRuns);
@@ -612,6 +822,11 @@ struct Trap(Arc<Inner>);
 impl Hook for Trap {
     fn reached(&self, side: Side, phase: Phase) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
+            let apart = self.0.state().fault == Some(Fault::CutForGood { side, phase });
+            if apart {
+                self.0.state().apart = true;
+                self.0.cut.notify_waiters();
+            }
             let fault = {
                 let state = self.0.state();
                 state.fault.filter(|_| !state.too_early(phase))
@@ -678,7 +893,8 @@ impl Dial for Wire {
                 Side::Destination => Side::Source,
             };
             let process = self.0.inner.process(there);
-            if !process.alive() || !self.0.process.alive() {
+            let apart = self.0.inner.state().apart;
+            if !process.alive() || !self.0.process.alive() || apart {
                 return Err(io::Error::from(io::ErrorKind::ConnectionRefused));
             }
             self.0.inner.dialled.fetch_add(1, Ordering::Relaxed);
@@ -701,7 +917,7 @@ fn connect(inner: &Arc<Inner>, dialled: bool, accept: impl FnOnce(DuplexStream))
 /// A daemon answers a question of the other.
 async fn question(inner: Arc<Inner>, process: Arc<Process>, stream: DuplexStream) {
     let journal = Ledger(Part {
-        inner,
+        inner: inner.clone(),
         process: process.clone(),
     });
     let mut stream = stream;
@@ -713,6 +929,13 @@ async fn question(inner: Arc<Inner>, process: Arc<Process>, stream: DuplexStream
             .door
             .enter(stream, &name("alpha"), greeting.migration, token, index)
             .await;
+        return;
+    }
+    if let Purpose::Fetch { rate } = greeting.purpose {
+        let entry = journal.read(greeting.migration).ok().flatten();
+        let (id, peer) = (greeting.migration, name("beta"));
+        let shelf = process.shelf.clone();
+        let _ = shelf.serve(stream, &peer, id, rate, entry.as_ref()).await;
         return;
     }
     let link = Link::new(stream, CancellationToken::new());
@@ -746,6 +969,11 @@ impl World {
                 ..MigrationOptions::default()
             },
             stay_dead: [false; 2],
+            behind: None,
+            asked: BTreeSet::new(),
+            apart: false,
+            lost: None,
+            fetched_twice: false,
         };
         let inner = Inner {
             state: Mutex::new(state),
@@ -873,6 +1101,26 @@ impl World {
         self.inner.state().two_ran
     }
 
+    /// How many of the pages that were left behind have come; none where none were.
+    pub fn fetched(&self) -> Option<u64> {
+        let state = self.inner.state();
+        assert!(
+            !state.fetched_twice || state.fault.is_none(),
+            "a page came twice"
+        );
+        state.behind.as_ref().map(|here| here.len() as u64)
+    }
+
+    /// Why the container was killed, where it was.
+    pub fn lost(&self) -> Option<String> {
+        self.inner.state().lost.clone()
+    }
+
+    /// The hosts hear of each other again.
+    pub fn together(&self) {
+        self.inner.state().apart = false;
+    }
+
     pub fn generation(&self) -> u64 {
         self.inner.state().generation
     }
@@ -899,7 +1147,22 @@ impl World {
         let mut state = self.inner.state();
         state.fault = None;
         state.busy = false;
+        state.behind = None;
+        state.options.on_no_convergence = OnNoConvergence::Throttle;
         state.destination = Copy::None;
+    }
+
+    /// A person wishes what is not carried out.
+    pub async fn wish(&self, keep: Side) {
+        let process = self.inner.process(Side::Source);
+        let sender = loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if let Some(sender) = process.decisions.lock().unwrap().clone() {
+                break sender;
+            }
+        };
+        sender.send(keep).await.expect("somebody listens");
+        tokio::time::sleep(Duration::from_millis(300)).await;
     }
 
     /// A person decides on the host that is left, once it is in doubt.
@@ -946,6 +1209,7 @@ async fn leave(
         started_at: u64::from(number),
         state: JournalState::Began,
         report: None,
+        why: None,
     };
     let world = concluding(&part);
     let services = Services {
@@ -954,6 +1218,8 @@ async fn leave(
         journal: world.journal.clone(),
         observer: Arc::new(|_: Progress| {}),
         hook: Arc::new(Trap(inner.clone())),
+        lost_after: LOST_AFTER,
+        shelf: process.shelf.clone(),
         streams: Some(MoreStreams {
             count: 2,
             dial: world.dial.clone(),
@@ -1082,6 +1348,8 @@ fn concluding(part: &Part) -> conclude::World {
         dial: Arc::new(Wire(part.clone())),
         journal: Arc::new(Ledger(part.clone())),
         pause: Duration::from_millis(10),
+        lost_after: LOST_AFTER,
+        shelf: part.process.shelf.clone(),
     }
 }
 

@@ -1,12 +1,12 @@
 /* A workload of several processes that knows what every page of its memory is, and is asked after every move.
  *
- *     soak SEED PROCESSES THREADS MIB RATE
+ *     soak SEED PROCESSES THREADS MIB RATE [steady]
  *
  * Each thread has regions of its own, to which it does what `fill.c` does, and beside them pages of a private mapping
  * of a file and its share of three segments that all processes have: anonymous memory, a memfd and a SysV segment. On
  * SIGUSR1 every thread checks every page it has, and sees whether the segments are still the same memory in every
  * process; then the first process prints one line, and all go on with another size and another rate, at random, but
- * never beyond MIB in all and RATE pages per second.
+ * never beyond MIB in all and RATE pages per second; steady: always at that.
  *
  *     cc -O1 -static -pthread -o soak soak.c
  */
@@ -248,10 +248,13 @@ static void make_segments(void) {
     close(memfd);
 }
 
+static int steady;
+
 /* Another size and another rate: nothing at all as often as everything. */
 static void wish(struct worker *w, uint64_t most_pages, uint64_t most_rate) {
     uint64_t sixteenths = below(w, 17);
     uint64_t pages = most_pages * (1 + below(w, 16)) / 16;
+    if (steady) pages = most_pages, sixteenths = 16;
     atomic_store(&control->pages, pages / workers < 32 ? 32 : pages / workers);
     atomic_store(&control->rate, most_rate * sixteenths / 16 / workers);
 }
@@ -289,7 +292,8 @@ static void answer(uint64_t generation) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) return 2;
+    if (argc < 6) return 2;
+    steady = argc > 6;
     uint64_t seed = strtoull(argv[1], NULL, 10);
     unsigned processes = (unsigned)atoi(argv[2]), threads = (unsigned)atoi(argv[3]);
     uint64_t most_pages = strtoull(argv[4], NULL, 10) * 256, most_rate = strtoull(argv[5], NULL, 10);

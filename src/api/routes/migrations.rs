@@ -143,12 +143,19 @@ fn look(daemon: &Daemon, id: MigrationId) -> (Option<MigrationLine>, bool) {
     };
     match (status.report, status.state) {
         (Some(report), _) => (Some(MigrationLine::Report(Box::new(report))), true),
-        (None, MigrationState::UnderWay) => (status.progress.map(MigrationLine::Progress), false),
+        (None, MigrationState::UnderWay | MigrationState::Filling) => {
+            (status.progress.map(MigrationLine::Progress), false)
+        }
         // A daemon that is to end does not wait for what may take days.
-        (None, MigrationState::InDoubt) => {
+        (None, MigrationState::InDoubt | MigrationState::Serving) => {
             let over = daemon.stopping.is_cancelled();
             (status.progress.map(MigrationLine::Progress), over)
         }
+        (None, MigrationState::Lost) => gone(format!(
+            "it was lost: {}; its report is on {}",
+            status.why.unwrap_or_default(),
+            status.source
+        )),
         (None, MigrationState::Moved) => gone(format!(
             "it moved to {}; its report is on {}",
             status.destination, status.source

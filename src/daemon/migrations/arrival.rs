@@ -7,8 +7,9 @@ use std::thread;
 
 use nix::sys::statvfs::statvfs;
 
+use super::behind::Rest;
 use super::incoming::Incoming;
-use super::restored::{self, RestoredArrival};
+use super::restored::{self, Parts, RestoredArrival};
 use crate::checkpoint::ImageDirectory;
 use crate::container::shim::Client;
 use crate::container::{Record, place};
@@ -17,8 +18,8 @@ use crate::memory::{Decoder, PageStore, SegmentServer, link_images};
 use crate::migration::codec::{Chunk, Frame, Kind};
 use crate::migration::preflight::{Coming, Here, preflight};
 use crate::migration::stream::TakePages;
-use crate::migration::{Arriving, Cause, Destination, Offer, Summary};
-use crate::model::{Bytes, ContainerState, Finding, Name, RestoreChoice};
+use crate::migration::{Arriving, Cause, Destination, Left, Offer, Summary};
+use crate::model::{Bytes, ContainerState, Finding, Name, OnNoConvergence, Rate, RestoreChoice};
 use crate::net::HeldFrames;
 use crate::rootfs::Staging;
 use crate::storage::Receiver;
@@ -70,6 +71,7 @@ impl Destination for Arrivals {
             files: offer.files,
             restore: offer.options.restore,
             userns: spec.userns,
+            post_copy: offer.options.on_no_convergence == OnNoConvergence::PostCopy,
         };
         Ok(preflight(
             &coming,
@@ -93,6 +95,9 @@ impl Destination for Arrivals {
                 created_at: offer.created_at,
                 generation: offer.generation,
             }),
+            segments: None,
+            rest: None,
+            rate: offer.options.bandwidth,
             image: None,
             files: None,
             first_pass: true,
@@ -132,6 +137,11 @@ pub struct Arrival {
     lazy: bool,
     /// Who will restore it.
     shim: Option<Client>,
+    segments: Option<SegmentServer>,
+    /// What was left behind of its memory.
+    rest: Option<Arc<Rest>>,
+    /// How fast that may come.
+    rate: Option<Rate>,
 }
 
 impl Arrival {
@@ -181,7 +191,7 @@ impl Arrival {
     }
 
     /// Everything is here: makes images CRIU can read of it, and hands out what it need not read.
-    fn complete(&mut self, summary: &Summary) -> Result<Option<SegmentServer>, Cause> {
+    fn link(&mut self, summary: &Summary) -> Result<Option<SegmentServer>, Cause> {
         let images = self.images.as_ref().ok_or("the images are lost")?;
         images.verify(&summary.images)?;
         images.wind_timers()?;
@@ -194,6 +204,11 @@ impl Arrival {
             if complete.pages != summary.pages {
                 let (here, there) = (complete.pages, summary.pages);
                 let why = format!("{here} pages are listed here and {there} on the source");
+                return Err(why.into());
+            }
+            if complete.behind != summary.behind {
+                let (here, there) = (complete.behind, summary.behind);
+                let why = format!("{here} pages are left behind here and {there} on the source");
                 return Err(why.into());
             }
             let owner = place::owner(&coming.context.host, &coming.spec, 0)?;
@@ -244,6 +259,10 @@ impl Arriving for Arrival {
         restored::way(self.lazy)
     }
 
+    fn takes_later(&self) -> bool {
+        self.lazy
+    }
+
     fn pages(&self) -> Result<Arc<dyn TakePages>, Cause> {
         let store = self.pages.as_ref().ok_or("the page store is lost")?;
         Ok(Arc::new(Pages {
@@ -264,7 +283,7 @@ impl Arriving for Arrival {
                 let chunk = Chunk::decode(&frame.payload)?;
                 images.write(chunk.name, chunk.offset, chunk.bytes)?;
             }
-            Kind::Control | Kind::Pages | Kind::Taken => {
+            Kind::Control | Kind::Pages | Kind::Taken | Kind::Ask => {
                 return Err("it is none of its own files or images".into());
             }
         }
@@ -309,12 +328,23 @@ impl Arriving for Arrival {
         }
     }
 
+    fn complete(&mut self, summary: &Summary) -> Result<Option<Left>, Cause> {
+        self.segments = self.link(summary)?;
+        let cgroup = self.coming.context.host.cgroup(&self.coming.spec.name);
+        let rest = Rest::of(&self.coming, &self.coming.images(), cgroup.path())?;
+        self.rest = rest.map(Arc::new);
+        Ok(self.rest.as_ref().map(|rest| rest.left(self.rate)))
+    }
+
     fn restore(mut self, summary: &Summary) -> Result<RestoredArrival, Cause> {
-        let restored = self.complete(summary).and_then(|segments| {
-            let frames = self.frames.take();
-            let shim = self.shim.take();
-            RestoredArrival::restore(&self.coming, summary, frames, self.lazy, shim, segments)
-        });
+        let parts = Parts {
+            frames: self.frames.take(),
+            shim: self.shim.take(),
+            segments: self.segments.take(),
+            rest: self.rest.take(),
+            rate: self.rate,
+        };
+        let restored = RestoredArrival::restore(&self.coming, summary, self.lazy, parts);
         restored.inspect_err(|_| {
             if let Err(undo) = self.coming.remove() {
                 tracing::error!(container = %self.coming.spec.name, "a container that was not restored was not removed: {undo}");

@@ -19,6 +19,18 @@ struct Live {
     decisions: Option<mpsc::Sender<Side>>,
 }
 
+impl Live {
+    /// How it stands, by what the journal says of it too: one that is in doubt may be known to run elsewhere.
+    fn now(&self, entry: Option<&Entry>) -> MigrationStatus {
+        let mut status = self.status.clone();
+        let serving = entry.is_some_and(|entry| entry.state == JournalState::Serving);
+        if serving {
+            status.state = MigrationState::Serving;
+        }
+        status
+    }
+}
+
 /// All migrations of this host.
 pub struct Board {
     host: Name,
@@ -85,7 +97,7 @@ impl Board {
             Vec::new()
         });
         let live = self.live();
-        let now = |entry: &Entry| live.get(&entry.id).map(|live| live.status.clone());
+        let now = |entry: &Entry| live.get(&entry.id).map(|live| live.now(Some(entry)));
         let mut all: Vec<MigrationStatus> = entries
             .iter()
             .map(|entry| now(entry).unwrap_or_else(|| self.told(entry)))
@@ -100,14 +112,11 @@ impl Board {
 
     /// One of them.
     pub fn get(&self, id: MigrationId) -> Option<MigrationStatus> {
+        let entry = self.journal.read(id).ok().flatten();
         if let Some(live) = self.live().get(&id) {
-            return Some(live.status.clone());
+            return Some(live.now(entry.as_ref()));
         }
-        self.journal
-            .read(id)
-            .ok()
-            .flatten()
-            .map(|entry| self.told(&entry))
+        entry.map(|entry| self.told(&entry))
     }
 
     /// Asks it to end.
@@ -129,7 +138,9 @@ impl Board {
                 source_host: source,
             });
         }
-        if found.status.state == MigrationState::InDoubt {
+        let entry = self.journal.read(id).ok().flatten();
+        let state = found.now(entry.as_ref()).state;
+        if matches!(state, MigrationState::InDoubt | MigrationState::Serving) {
             return Err(DaemonError::HandedOver { id });
         }
         found.cancel.cancel();
@@ -142,7 +153,16 @@ impl Board {
     }
 
     /// Where a person's decision about a migration goes.
-    pub fn decisions(&self, id: MigrationId) -> Result<mpsc::Sender<Side>, DaemonError> {
+    pub fn decisions(
+        &self,
+        id: MigrationId,
+        keep: Side,
+    ) -> Result<mpsc::Sender<Side>, DaemonError> {
+        let entry = self.journal.read(id).ok().flatten();
+        let runs_there = entry.is_some_and(|entry| entry.state == JournalState::Serving);
+        if runs_there && keep == Side::Source {
+            return Err(DaemonError::RanThere { id });
+        }
         let decisions = self.live().get(&id).and_then(|live| live.decisions.clone());
         decisions.ok_or_else(|| match self.get(id) {
             Some(_) => DaemonError::NotInDoubt { id },
@@ -164,6 +184,7 @@ impl Board {
             side: entry.side,
             progress: None,
             report: entry.report.clone(),
+            why: entry.why.clone(),
             state: match entry.state {
                 JournalState::Moved => MigrationState::Moved,
                 JournalState::StayedHere => MigrationState::Stayed,
@@ -172,6 +193,9 @@ impl Board {
                 | JournalState::Ready
                 | JournalState::HandedOver
                 | JournalState::Accepted => MigrationState::UnderWay,
+                JournalState::Serving => MigrationState::Serving,
+                JournalState::Filling => MigrationState::Filling,
+                JournalState::Lost => MigrationState::Lost,
             },
         }
     }

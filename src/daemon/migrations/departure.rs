@@ -257,6 +257,15 @@ impl Movable for Departure {
         FIXED
     }
 
+    fn cannot_leave_behind(&self) -> Option<String> {
+        let hides = &self.parts.context.facts.hides_pages;
+        let why = format!(
+            "CRIU here cannot be kept from reading all memory: {}",
+            hides.why
+        );
+        (!hides.usable).then_some(why)
+    }
+
     fn freeze(mut self) -> Result<HeldDeparture, Cause> {
         // Before anything stands still: what the dump needs is there.
         self.rounds()?;
@@ -283,6 +292,7 @@ impl Movable for Departure {
             rounds,
             precopy: None,
             dump: None,
+            behind: false,
             spans,
         }
         .held())

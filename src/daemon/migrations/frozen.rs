@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use super::behind::FrozenCopy;
 use super::departure::{FREEZE_WITHIN, Parts, Rounds, into};
 use super::{backlog, remains};
 use crate::checkpoint::{Held as HeldDump, Precopy, for_each_chunk, mapped_files};
 use crate::container::{Record, place};
 use crate::daemon::Context;
 use crate::migration::codec::{Chunk, Kind};
-use crate::migration::{Cause, HandedOver, Held, Outbox, Summary};
+use crate::migration::{Cause, HandedOver, Held, Outbox, Remainder, Summary};
 use crate::model::{MigrationId, Name, Spans, Step};
 use crate::storage::{Snapshot, send_changes};
 
@@ -25,6 +26,8 @@ pub struct Frozen {
     /// What copied its memory, once it is dumped: what that left in the tasks is of no harm while they stand still.
     pub precopy: Option<Precopy>,
     pub dump: Option<HeldDump>,
+    /// Whether what can come later is left behind.
+    pub behind: bool,
     pub spans: Spans,
 }
 
@@ -54,6 +57,7 @@ impl HeldDeparture {
             rounds: None,
             precopy: None,
             dump: None,
+            behind: false,
             spans: Spans::new(Instant::now),
         }
         .held()
@@ -83,6 +87,14 @@ impl Frozen {
 
 impl Held for HeldDeparture {
     type HandedOver = HandedOverDeparture;
+
+    fn leave_behind(&mut self) {
+        self.frozen().behind = true;
+    }
+
+    fn remainder(&self) -> Option<Arc<dyn Remainder>> {
+        self.0.as_ref().map(|frozen| remainder(&frozen.parts))
+    }
 
     fn look(&mut self, outbox: &Outbox) -> Result<(), Cause> {
         let frozen = self.frozen();
@@ -122,12 +134,12 @@ impl Held for HeldDeparture {
                 let _step = spans.begin("read the neighbours");
                 parts.context.network.neighbours(&netns).unwrap_or_default()
             });
-            let dump = HeldDump::dump(standby, &mut precopy, &out, spans);
+            let dump = HeldDump::dump(standby, &mut precopy, &out, spans, frozen.behind);
             (dump, neighbours.join().unwrap_or_default())
         });
         let dump = dump?;
         frozen.precopy = Some(precopy);
-        let pages = dump.pages;
+        let (pages, behind) = (dump.pages, dump.sent.behind);
         frozen.dump = Some(dump);
         let _step = spans.begin("send the images");
         let images = for_each_chunk(&images, &mut |name, offset, bytes| {
@@ -141,6 +153,7 @@ impl Held for HeldDeparture {
         Ok(Summary {
             images,
             pages,
+            behind,
             stdio_inodes,
             neighbours,
         })
@@ -188,10 +201,20 @@ impl Drop for HeldDeparture {
     }
 }
 
+fn remainder(parts: &Parts) -> Arc<dyn Remainder> {
+    let cgroup = parts.context.host.cgroup(parts.name());
+    Arc::new(FrozenCopy::of(cgroup))
+}
+
 /// The frozen copy of a container that was handed over.
 pub struct HandedOverDeparture(Frozen);
 
 impl HandedOver for HandedOverDeparture {
+    /// A daemon that was restarted does not know whether anything was left behind.
+    fn remainder(&self) -> Option<Arc<dyn Remainder>> {
+        Some(remainder(&self.0.parts))
+    }
+
     fn settle(self) -> Result<(), Cause> {
         let Frozen {
             parts,

@@ -38,6 +38,7 @@ impl Incoming {
             state,
             migration: on_the_way.then_some(self.id),
             exit_code: None,
+            why: None,
             // Whoever has it restarted does so here from now on: it has run, wherever that was, since it was made.
             life: Life {
                 wanted: true,

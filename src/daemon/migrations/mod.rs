@@ -5,6 +5,7 @@
 
 mod arrival;
 mod backlog;
+mod behind;
 mod board;
 mod departure;
 mod failpoint;
@@ -29,16 +30,17 @@ use super::containers::blocking;
 use super::{Containers, Context, DaemonError};
 use crate::api::types::MigrationStatus;
 use crate::container::{self, Record};
+use crate::migration::behind::LOST_AFTER;
 use crate::migration::conclude::{self, Dial, DialFuture, World};
 use crate::migration::destination::{self, Served};
 use crate::migration::journal::Directory;
 use crate::migration::message::Purpose;
 use crate::migration::source::{self, Ended, MoreStreams, Services};
 use crate::migration::stream::{self, Door};
-use crate::migration::{Duplex, Entry, Hook, JournalState, Link};
+use crate::migration::{Duplex, Entry, Hook, Journal, JournalState, Link};
 use crate::model::{
     ContainerState, EventKind, Finding, MigrationId, MigrationOptions, Name, Outcome, Progress,
-    Side,
+    Rate, Side,
 };
 use crate::peer::{PeerBook, PeerStream, dial};
 
@@ -88,6 +90,8 @@ impl Migrations {
             dial,
             journal: journal.clone(),
             pause: PAUSE,
+            lost_after: LOST_AFTER,
+            shelf: Arc::default(),
         };
         Ok(Self {
             context,
@@ -122,6 +126,7 @@ impl Migrations {
             started_at: now(),
             state: JournalState::Began,
             report: None,
+            why: None,
         };
         let cancel = CancellationToken::new();
         self.board.begin(&entry, cancel.clone());
@@ -181,7 +186,7 @@ impl Migrations {
     /// # Errors
     /// When it is not in doubt.
     pub async fn resolve(&self, id: MigrationId, keep: Side) -> Result<(), DaemonError> {
-        let decisions = self.board.decisions(id)?;
+        let decisions = self.board.decisions(id, keep)?;
         // It may have been settled by the two hosts at this very moment.
         decisions
             .send(keep)
@@ -213,6 +218,9 @@ impl Migrations {
                 tracing::warn!(%peer, "a stream was refused: {error}");
             }
             return;
+        }
+        if let Purpose::Fetch { rate } = purpose {
+            return self.give(stream, &peer, id, rate).await;
         }
         let link = Link::new(stream, CancellationToken::new());
         if !matches!(purpose, Purpose::Migrate | Purpose::DryRun) {
@@ -247,6 +255,19 @@ impl Migrations {
         }
     }
 
+    /// A destination fetches what was left behind here.
+    async fn give(&self, stream: PeerStream, peer: &Name, id: MigrationId, rate: Option<Rate>) {
+        let entry = self.journal.read(id).unwrap_or_else(|error| {
+            tracing::error!(migration = %id, "its journal cannot be read: {error}");
+            None
+        });
+        let entry = entry.filter(|entry| entry.side == Side::Source && entry.peer == *peer);
+        let shelf = &self.world.shelf;
+        if let Err(error) = shelf.serve(stream, peer, id, rate, entry.as_ref()).await {
+            tracing::warn!(%peer, migration = %id, "memory was not fetched to the end: {}", error.chain());
+        }
+    }
+
     /// Runs a migration to its end, however long that takes.
     async fn leave(self: Arc<Self>, job: source::Job<Departure>) {
         let name = job.entry.container.clone();
@@ -258,20 +279,22 @@ impl Migrations {
         if let Some(handed) = in_doubt {
             let mut decisions = self.board.doubt(entry.id, Some(report.clone()));
             self.mark(&name, ContainerState::InDoubt).await;
-            self.context
-                .events
-                .emit(EventKind::MigrationEnded { report });
+            self.context.events.emit(EventKind::MigrationEnded {
+                report: Box::new(report),
+            });
             let ended = conclude::source(entry.clone(), handed, &self.world, &mut decisions).await;
             return self.concluded(&entry, ended);
         }
         self.board.end(entry.id);
         match report.outcome {
-            Outcome::Moved => self.context.events.emit(EventKind::Removed { name }),
+            Outcome::Moved | Outcome::Lost { .. } => {
+                self.context.events.emit(EventKind::Removed { name });
+            }
             _ => self.stayed(&name).await,
         }
-        self.context
-            .events
-            .emit(EventKind::MigrationEnded { report });
+        self.context.events.emit(EventKind::MigrationEnded {
+            report: Box::new(report),
+        });
         if let Err(error) = self.journal.prune() {
             tracing::warn!("old migrations were not forgotten: {error}");
         }
@@ -279,7 +302,7 @@ impl Migrations {
 
     /// A container that arrived, or did not.
     fn arrived(&self, entry: &Entry) {
-        if entry.state == JournalState::Moved {
+        if matches!(entry.state, JournalState::Moved | JournalState::Lost) {
             self.containers.watch(entry.container.clone());
         }
     }
@@ -297,7 +320,9 @@ impl Migrations {
         tracing::info!(migration = %entry.id, state = ?entry.state, "a migration in doubt is settled");
         let name = entry.container.clone();
         let here = (entry.side == Side::Source) == (entry.state == JournalState::StayedHere);
-        if here {
+        if here && entry.state == JournalState::Lost {
+            self.containers.watch(name);
+        } else if here {
             self.context
                 .events
                 .container(&name, ContainerState::Running);
@@ -306,9 +331,9 @@ impl Migrations {
             self.context.events.emit(EventKind::Removed { name });
         }
         if let Some(report) = entry.report {
-            self.context
-                .events
-                .emit(EventKind::MigrationEnded { report });
+            self.context.events.emit(EventKind::MigrationEnded {
+                report: Box::new(report),
+            });
         }
     }
 
@@ -401,6 +426,8 @@ impl Migrations {
             journal: self.journal.clone(),
             observer: Arc::new(observer),
             hook: Arc::clone(&self.hook),
+            lost_after: LOST_AFTER,
+            shelf: Arc::clone(&self.world.shelf),
             streams: Some(MoreStreams {
                 count: stream::usual(),
                 dial: Arc::clone(&self.world.dial),

@@ -23,11 +23,18 @@ impl Migrations {
         self.clear(&entries);
         for entry in entries.into_iter().filter(|entry| !entry.state.is_final()) {
             tracing::warn!(migration = %entry.id, container = %entry.container, side = ?entry.side, state = ?entry.state, "taking up a migration again");
-            self.board.begin(&entry, CancellationToken::new());
+            // It runs: what is fetched for it is no matter of doubt.
+            if entry.state != JournalState::Filling {
+                self.board.begin(&entry, CancellationToken::new());
+            }
             let this = Arc::clone(self);
             let open = matches!(
                 entry.state,
-                JournalState::HandedOver | JournalState::Ready | JournalState::Accepted
+                JournalState::HandedOver
+                    | JournalState::Serving
+                    | JournalState::Ready
+                    | JournalState::Accepted
+                    | JournalState::Filling
             );
             let task = tokio::spawn(async move { this.take_up(entry).await });
             // What needs nobody else's word is done before the first request is taken.
@@ -70,7 +77,8 @@ impl Migrations {
             // Gone: it was removed before the journal said so.
             Err(ContainerError::NotFound { .. }) => {
                 let state = match (entry.side, entry.state) {
-                    (Side::Source, JournalState::HandedOver) => JournalState::Moved,
+                    (Side::Source, JournalState::HandedOver | JournalState::Serving)
+                    | (Side::Destination, JournalState::Filling) => JournalState::Moved,
                     _ => JournalState::StayedHere,
                 };
                 return self.forget(&entry, state);
@@ -131,6 +139,6 @@ impl Migrations {
 /// of it and the journal's. What it was is gone with its memory, and must not be resumed where it came from.
 fn has_ended_here(entry: &Entry, recorded: ContainerState) -> bool {
     entry.side == Side::Destination
-        && entry.state == JournalState::Accepted
+        && matches!(entry.state, JournalState::Accepted | JournalState::Filling)
         && recorded == ContainerState::Stopped
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::syncfs;
 
+use super::behind::Rest;
 use super::incoming::Incoming;
 use super::remains;
 use crate::container::shim::{Client, Preparation, RestoreRequest, ShimError, ShimState};
@@ -15,9 +16,9 @@ use crate::criu::Criu;
 use crate::daemon::Context;
 use crate::memory::SegmentServer;
 use crate::memory::fill::fill_is_spent;
-use crate::migration::{Cause, Restored, RunError, Summary};
+use crate::migration::{Cause, Left, Restored, RunError, Summary};
 use crate::model::{
-    ContainerSpec, ContainerState, Generation, MigrationId, Name, RestoreChoice, Spans, Step,
+    ContainerSpec, ContainerState, Generation, MigrationId, Name, Rate, RestoreChoice, Spans, Step,
 };
 use crate::net::HeldFrames;
 use crate::rootfs::plan::DEVICES;
@@ -104,6 +105,20 @@ fn deliver(name: &Name, frames: Option<&HeldFrames>) {
     }
 }
 
+/// What an arrival has of a container besides its images.
+pub struct Parts {
+    pub frames: Option<HeldFrames>,
+    /// Who will restore it.
+    pub shim: Option<Client>,
+    pub segments: Option<SegmentServer>,
+    /// What was left behind, and how fast it may come.
+    pub rest: Option<Arc<Rest>>,
+    pub rate: Option<Rate>,
+}
+
+/// The name, in a migration's directory, of how fast what was left behind may come.
+const RATE: &str = "rate.json";
+
 /// A container that is restored here and held by its shim.
 pub struct RestoredArrival {
     coming: Arc<Incoming>,
@@ -112,6 +127,9 @@ pub struct RestoredArrival {
     frames: Option<HeldFrames>,
     /// Who hands shared memory to CRIU; a daemon that dies takes it with it. What has not run then never will.
     segments: Option<SegmentServer>,
+    /// What was left behind, and how fast it may come.
+    rest: Option<Arc<Rest>>,
+    rate: Option<Rate>,
     spans: Spans,
 }
 
@@ -120,11 +138,17 @@ impl RestoredArrival {
     pub fn restore(
         coming: &Arc<Incoming>,
         summary: &Summary,
-        frames: Option<HeldFrames>,
         lazy: bool,
-        shim: Option<Client>,
-        segments: Option<SegmentServer>,
+        parts: Parts,
     ) -> Result<Self, Cause> {
+        let Parts {
+            frames,
+            shim,
+            segments,
+            rest,
+            rate,
+        } = parts;
+        fs::write(coming.directory().join(RATE), serde_json::to_vec(&rate)?)?;
         let request = request(coming, summary, lazy)?;
         let coming = Arc::clone(coming);
         let mut restored = Self {
@@ -133,6 +157,8 @@ impl RestoredArrival {
             shim: None,
             frames,
             segments,
+            rest,
+            rate,
             spans: Spans::new(Instant::now),
         };
         restored.hold(shim)?;
@@ -162,6 +188,8 @@ impl RestoredArrival {
             Err(_) => request(&coming, &Summary::default(), false)?,
         };
         let shim = Client::connect(&context.host.run(&coming.spec.name)).ok();
+        let rate = fs::read(coming.directory().join(RATE)).ok();
+        let rate = rate.and_then(|text| serde_json::from_slice(&text).ok());
         Ok(Self {
             coming,
             request,
@@ -169,6 +197,8 @@ impl RestoredArrival {
             // A daemon that dies takes what it held with it.
             frames: None,
             segments: None,
+            rest: None,
+            rate: rate.flatten(),
             spans: Spans::new(Instant::now),
         })
     }
@@ -329,6 +359,14 @@ impl Restored for RestoredArrival {
 
     fn way(&self) -> RestoreChoice {
         way(self.request.lazy)
+    }
+
+    fn later(&mut self) -> Result<Option<Left>, Cause> {
+        if self.rest.is_none() {
+            let rest = Rest::of(&self.coming, &self.request.images, &self.cgroup())?;
+            self.rest = rest.map(Arc::new);
+        }
+        Ok(self.rest.as_ref().map(|rest| rest.left(self.rate)))
     }
 
     fn settle(self) -> Result<(), Cause> {

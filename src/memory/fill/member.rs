@@ -193,12 +193,17 @@ impl Member {
         self.gone.store(true, Ordering::Relaxed);
     }
 
-    /// The next word to fill; none when all were taken.
+    /// The next word to fill; none when all were taken. What cannot be filled yet is taken in a later turn.
     pub fn take_word(&self) -> Option<u64> {
         let words = self.source.index.words();
         let order = Ordering::Relaxed;
         let next = |next: u64| (next < words).then_some(next + 1);
-        self.next.fetch_update(order, order, next).ok()
+        loop {
+            let word = self.next.fetch_update(order, order, next).ok()?;
+            if self.has_work(word) {
+                return Some(word);
+            }
+        }
     }
 
     /// Whether all words were taken.

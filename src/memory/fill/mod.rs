@@ -51,6 +51,8 @@
 //! - **A shim that dies** takes its duplicates with it and nothing else: the filler goes on. Should it be killed as
 //!   well, its keeper finds that nobody is left, and kills the container before it lets go. Should that be killed, too,
 //!   [`fill_state`] says [`FillState::Lost`] to the daemon, which kills the container.
+//! - **What is not in the store yet is waited for** (`later`): a page that was left on the source is placed after it has
+//!   come, and not before. Where it cannot come any more the daemon kills the container, while its userfaultfds are open.
 //! - **The store is kept until the container runs** ([`Guard::release`]): what was held can be restored again.
 //!   [`fill_is_spent`] tells when that is over.
 //!
@@ -62,6 +64,7 @@
 mod guard;
 mod index;
 mod keeper;
+mod later;
 mod layout;
 mod member;
 mod place;
@@ -83,6 +86,8 @@ use std::thread;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 pub use guard::{FillPlan, Guard};
+pub(super) use later::note as note_later;
+pub use later::{Incoming, Listening, Run};
 pub use place::{
     FillState, is_spent as fill_is_spent, kill_all as kill_container, state as fill_state,
 };

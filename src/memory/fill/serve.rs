@@ -2,6 +2,7 @@
 //! what nobody has asked for yet a few pages at a time, in between.
 
 mod between;
+mod later;
 mod resume;
 mod talk;
 
@@ -19,6 +20,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use self::between::come_first;
 pub use self::talk::said;
 use super::index::WORD;
+use super::later::{Desk, Wanted};
 use super::member::{Happened, Member, Outcome};
 use super::place;
 use super::progress::Numbers;
@@ -42,6 +44,7 @@ const SOON: Duration = Duration::from_micros(100);
 const GUARD: u64 = 0;
 const LISTENER: u64 = 1;
 const RESTORER: u64 = 2;
+const DESK: u64 = 3;
 /// Tokens of members are their numbers after this.
 const MEMBERS: u64 = 16;
 
@@ -69,6 +72,9 @@ pub struct Filler<'a> {
     numbers: Numbers,
     /// Faults that came while their space was being changed.
     again: VecDeque<(u64, u64)>,
+    /// Faults on pages that have not come yet, and where that is said.
+    later: VecDeque<((u64, u64), Wanted)>,
+    desk: Desk,
     work: &'a Work,
     /// A word that is being placed.
     batch: Option<Batch>,
@@ -106,6 +112,8 @@ impl<'a> Filler<'a> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC);
         let numbers = Numbers::of(&place.directory)?;
         let filler = Self {
+            desk: Desk::of(&place.images),
+            later: VecDeque::new(),
             place,
             epoll: epoll.map_err(|e| failed("watch", "anything")(e.into()))?,
             guard: None,
@@ -158,6 +166,7 @@ impl<'a> Filler<'a> {
             }
             if looked.elapsed() >= TICK {
                 looked = Instant::now();
+                self.ask_again()?;
                 if self.look()? {
                     return Ok(());
                 }
@@ -187,6 +196,7 @@ impl<'a> Filler<'a> {
         match token {
             GUARD => self.obey(),
             LISTENER | RESTORER => self.listen(),
+            DESK => self.came(),
             token => self.follow(token.saturating_sub(MEMBERS)),
         }
     }
@@ -320,6 +330,10 @@ impl<'a> Filler<'a> {
         };
         match member.answer(address, &mut self.buffer)? {
             Outcome::Again => self.again.push_back((number, address)),
+            Outcome::Later(home) => {
+                let vpid = member.source().vpid;
+                self.wait_for((number, address), (vpid, home))?;
+            }
             Outcome::Done => {
                 self.answered = Some(Instant::now());
                 if let Some(page) = member.number_at(address / PAGE_SIZE * PAGE_SIZE) {

@@ -9,11 +9,14 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::index::{Done, Index, WORD};
+use super::later::Later;
 use super::member::Member;
+use super::progress::settle;
 use crate::memory::images::read_pagemap;
 use crate::memory::mappings::Mappings;
 use crate::memory::space::PageFlags;
 use crate::memory::{MemoryError, store};
+use crate::model::PAGE_SIZE;
 
 /// The lazy pages of a process that was dumped, and everybody who needs them: the process itself, and the children it
 /// has had since.
@@ -30,6 +33,8 @@ pub struct Source {
     members: RwLock<Vec<Arc<Member>>>,
     /// A bit per word whose memory was given back.
     given: Vec<AtomicU64>,
+    /// Those that were left on the source of a migration.
+    later: Option<Later>,
 }
 
 impl Source {
@@ -66,6 +71,7 @@ impl Source {
         let given = (0..index.words().div_ceil(WORD)).map(|_| AtomicU64::new(0));
         Ok(Self {
             given: given.collect(),
+            later: Later::open(images, vpid)?,
             vpid,
             index,
             wiped_on_fork: mappings.wiped_on_fork(),
@@ -86,7 +92,37 @@ impl Source {
         members.retain(|member| member.number() != number);
     }
 
-    /// Reads pages. What cannot be read is an error, never zeros. A hole reads as what it is, a page of zeros: nobody
+    /// Whether the bytes of the page with this home are in the store.
+    pub fn is_here(&self, home: u64) -> bool {
+        let later = self.later.as_ref();
+        let coming = later.and_then(|later| Some(later.here().is_done(later.index.number(home)?)));
+        coming.unwrap_or(true)
+    }
+
+    /// Of a run of these pages, as numbers, those runs whose bytes are in the store.
+    pub fn here(&self, run: Range<u64>) -> Vec<Range<u64>> {
+        if self.later.is_none() {
+            return vec![run];
+        }
+        let mut runs: Vec<Range<u64>> = Vec::new();
+        for (first, homes) in self.index.homes(run) {
+            for (number, home) in (first..).zip(homes.step_by(PAGE_SIZE as usize)) {
+                match runs.last_mut() {
+                    _ if !self.is_here(home) => {}
+                    Some(last) if last.end == number => last.end += 1,
+                    _ => runs.push(number..number + 1),
+                }
+            }
+        }
+        runs
+    }
+
+    /// Whether the memory of a word was given back.
+    pub fn is_given(&self, word: u64) -> bool {
+        Done::new(&self.given, self.index.words()).is_done(word)
+    }
+
+    /// Reads pages, all of which are here. What cannot be read is an error, never zeros. A hole reads as what it is, a page of zeros: nobody
     /// asks for holes, as looking for the next one costs a walk over every page before it.
     pub fn read(&self, home: u64, into: &mut [u8]) -> io::Result<()> {
         let file = self.file.as_ref().ok_or(io::ErrorKind::NotFound)?;
@@ -121,6 +157,12 @@ impl Source {
         let numbers = word * WORD..(word + 1) * WORD;
         for (_, home) in self.index.homes(numbers) {
             store::punch(file, home.start, home.end - home.start)?;
+            // What has not come is not needed any more.
+            if let Some(later) = &self.later {
+                for home in later.index.within(home) {
+                    settle(later.here(), &later.index, home);
+                }
+            }
         }
         given.set(word..word + 1);
         Ok(())

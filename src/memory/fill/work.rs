@@ -75,8 +75,8 @@ pub struct Batch {
     member: Arc<Member>,
     word: u64,
     bytes: Vec<u8>,
-    /// Whether the bytes were read. Otherwise they are read as they are placed.
-    fetched: bool,
+    /// Which pages were read. None: they are read as they are placed.
+    fetched: Option<u64>,
     /// How many of its pages were placed.
     placed: u64,
     urgent: bool,
@@ -90,10 +90,11 @@ impl Batch {
         let numbers = first..first + pages;
         let bytes = &mut self.bytes[(self.placed * PAGE_SIZE) as usize..];
         let bytes = &mut bytes[..(pages * PAGE_SIZE) as usize];
-        if !self.fetched {
-            self.member.fetch(numbers.clone(), bytes)?;
-        }
-        let outcome = self.member.place(numbers, bytes)?;
+        let fetched = match self.fetched {
+            Some(fetched) => fetched,
+            None => self.member.fetch(numbers.clone(), bytes)?,
+        };
+        let outcome = self.member.place(numbers, bytes, fetched)?;
         if outcome == Outcome::Done {
             self.placed += pages;
         }
@@ -112,8 +113,8 @@ impl Batch {
 
     fn fetch(&mut self) -> Result<(), MemoryError> {
         let first = self.word * WORD;
-        self.member.fetch(first..first + WORD, &mut self.bytes)?;
-        self.fetched = true;
+        let fetched = self.member.fetch(first..first + WORD, &mut self.bytes)?;
+        self.fetched = Some(fetched);
         Ok(())
     }
 }
@@ -303,7 +304,7 @@ impl State {
             member,
             word,
             bytes: spare.unwrap_or_else(|| vec![0; (WORD * PAGE_SIZE) as usize]),
-            fetched: false,
+            fetched: None,
             placed: 0,
             urgent: is_urgent,
         })

@@ -65,7 +65,11 @@ fn frames_survive_alone_in_a_batch_and_packed() {
     let one = pages(space, 0x7000, &bytes);
     let two = zero(Space::Shared(3), 0, MARK_PAGES);
     let three = unchanged(TASK, 0x1000, 1);
-    assert_eq!((two.len(), three.len()), (HEADER, HEADER));
+    let four = behind(TASK, 0x3000, MARK_PAGES);
+    assert_eq!(
+        (two.len(), three.len(), four.len()),
+        (HEADER, HEADER, HEADER)
+    );
     let expected = [
         Frame::Pages {
             space,
@@ -82,9 +86,14 @@ fn frames_survive_alone_in_a_batch_and_packed() {
             vaddr: 0x1000,
             pages: 1,
         },
+        Frame::Behind {
+            space,
+            vaddr: 0x3000,
+            pages: MARK_PAGES,
+        },
     ];
     check(&one, &expected[..1]);
-    let batch = [&one[..], &two, &three].concat();
+    let batch = [&one[..], &two, &three, &four].concat();
     check(&batch, &expected);
     let many = vec![&three[..]; 20];
     assert!(pack(&many).len() < 4 * HEADER);

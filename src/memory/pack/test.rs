@@ -43,7 +43,7 @@ fn meant(done: &Done) -> BTreeMap<u64, Vec<u8>> {
                 }
             }
             Frame::Unchanged { .. } => {}
-            Frame::Changes(_) | Frame::List { .. } => panic!("{frame:?}"),
+            Frame::Behind { .. } | Frame::Changes(_) | Frame::List { .. } => panic!("{frame:?}"),
         }
         Ok(())
     };

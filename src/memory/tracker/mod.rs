@@ -41,6 +41,7 @@ mod watch;
 
 pub use hash::HashTracker;
 pub use offered::{choose, offered};
+pub(super) use read::send_still;
 pub use residual::{OwnedRange, OwnedSpace, Residual};
 pub use segment::{OwnedSegment, memfd_names};
 pub use sent::{Seen, SentPages};

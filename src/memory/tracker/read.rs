@@ -50,6 +50,25 @@ pub fn send(
     send_from(&read, space, runs, judge, sender, stats)
 }
 
+/// Sends a run of memory that nobody writes to. Returns the runs that could not be read.
+pub fn send_still(
+    memory: &ProcessMemory,
+    space: Space,
+    run: Range<u64>,
+    sender: &mut Sender<'_>,
+) -> Result<Vec<Range<u64>>, MemoryError> {
+    let mut judge = |_: u64, page: &[u8]| tracked(page);
+    let mut stats = RoundStats::default();
+    send(
+        memory,
+        space,
+        std::iter::once(run),
+        &mut judge,
+        sender,
+        &mut stats,
+    )
+}
+
 /// As [`send`], from anywhere.
 pub fn send_from(
     source: &Read<'_>,

@@ -26,6 +26,8 @@ pub enum Seen {
     Unchanged,
     /// It is what was sent, and nobody needs to be told.
     Known,
+    /// Whatever it is, it comes later.
+    Behind,
 }
 
 /// For every page that was sent, 128 bits of the BLAKE3 hash of what was sent: 4 MiB per GiB of memory.

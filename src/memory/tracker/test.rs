@@ -251,10 +251,11 @@ fn verify(world: &World, residual: &Residual, destination: &Destination) -> u64 
                 range.range.start <= entry.vaddr && entry.vaddr < range.range.end
             };
             assert!(owned.ranges.iter().any(within), "{entry:x?} is not owned");
-            let missing = stored
-                .state()
-                .presence
-                .first_missing(entry.vaddr, entry.pages.into());
+            let missing =
+                stored
+                    .state()
+                    .presence
+                    .first_missing(entry.vaddr, entry.pages.into(), true);
             assert_eq!(missing, None, "{entry:x?} was not sent");
             for page in (entry.vaddr..entry.end()).step_by(PAGE) {
                 let (mut here, mut there) = ([1; PAGE], [2; PAGE]);
@@ -358,7 +359,7 @@ fn verify_segments(pid: i32, residual: &Residual, destination: &Destination) -> 
                 continue;
             }
             let stored = destination.store.known(owned.space).unwrap();
-            assert_eq!(stored.state().presence.first_missing(at, 1), None);
+            assert_eq!(stored.state().presence.first_missing(at, 1, true), None);
             stored.file.read_at(&mut there, at).unwrap();
             assert!(here == there, "{at:#x} of segment {inode}");
             pages += 1;
@@ -418,7 +419,7 @@ fn migrate(tracker: &mut dyn Tracker, seed: u64, rounds: u32) {
     world.freeze(true);
     let (residual, at_once) = destination.receive(|s| tracker.last(&world.targets(), s));
     assert_no_descriptor(&world);
-    let (stats, rest) = destination.receive(|s| residual.send(tracker.sent(), s));
+    let (stats, rest) = destination.receive(|s| residual.send(tracker.sent(), s, false));
     tracker.release();
     assert_no_trace(&world);
     let pages = verify(&world, &residual, &destination);
@@ -498,7 +499,7 @@ fn page_tables_that_were_moved_are_noticed() {
         }
         world.freeze(true);
         let (residual, _) = destination.receive(|s| tracker.last(&world.targets(), s));
-        destination.receive(|s| residual.send(tracker.sent(), s));
+        destination.receive(|s| residual.send(tracker.sent(), s, false));
         verify(&world, &residual, &destination);
     }
 }
@@ -534,7 +535,7 @@ fn a_mapping_that_grows_in_the_middle_of_a_round_stays_one() {
     assert_eq!(turn(), "moved\n");
     world.freeze(true);
     let (residual, _) = destination.receive(|s| tracker.last(&targets, s));
-    destination.receive(|s| residual.send(tracker.sent(), s));
+    destination.receive(|s| residual.send(tracker.sent(), s, false));
     verify(&world, &residual, &destination);
 }
 
@@ -551,7 +552,7 @@ fn memory_that_nobody_writes_is_read_once() {
         let (second, _) = destination.receive(|s| tracker.round(&world.targets(), s));
         world.freeze(true);
         let (residual, _) = destination.receive(|s| tracker.last(&world.targets(), s));
-        let (rest, _) = destination.receive(|s| residual.send(tracker.sent(), s));
+        let (rest, _) = destination.receive(|s| residual.send(tracker.sent(), s, false));
         let read = [first, second, rest].map(|stats| stats.scanned.0);
         println!("{kind}: read {read:?} pages");
         assert!(

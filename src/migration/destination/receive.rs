@@ -208,7 +208,7 @@ impl<A: Arriving> Receiver<'_, A> {
 /// Which data has a place in which phase.
 fn fits(kind: Kind, phase: Phase) -> bool {
     match kind {
-        Kind::Control | Kind::Taken => false,
+        Kind::Control | Kind::Taken | Kind::Ask => false,
         Kind::Image => phase == Phase::Storage,
         Kind::Storage => matches!(phase, Phase::Storage | Phase::Residual),
         Kind::Pages => matches!(phase, Phase::Memory | Phase::Dump),

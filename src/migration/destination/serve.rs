@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::super::bare::{Duplex, lost, say, wait_for};
+use super::super::behind::{self, Fetching};
 use super::super::conclude::{self, blocking};
 use super::super::error::MigrationError;
 use super::super::journal::{Entry, JournalState};
@@ -15,7 +16,7 @@ use super::super::movable::{Arriving, Destination, Restored};
 use super::super::stream::Intake;
 use super::receive::{Received, receive};
 use super::{Greeting, Job, RestoredOf, Served};
-use crate::model::{Finding, Phase, Side, Spans};
+use crate::model::{Finding, Pages, Phase, Side, Spans};
 
 /// How often a destination that restores says that it is alive.
 const ALIVE: Duration = Duration::from_millis(500);
@@ -89,6 +90,7 @@ pub async fn serve<D: Destination>(mut job: Job<D>) -> Served<RestoredOf<D>> {
 /// A container that is restored here and held, and what it took since it was frozen.
 struct Ready<R> {
     restored: R,
+    fetching: Option<Fetching>,
     frozen: Instant,
     spans: Spans,
 }
@@ -104,7 +106,7 @@ async fn prepare<D: Destination>(job: &mut Job<D>) -> Prepared<Ready<RestoredOf<
     };
     let mut entry = entry(job, &offer);
     write(job, &mut entry, JournalState::Reserved).map_err(|e| (None, e))?;
-    match restore(job, offer).await {
+    match restore(job, offer, &entry).await {
         Ok(ready) => match write(job, &mut entry, JournalState::Ready) {
             Ok(()) => Ok(Some((entry, ready))),
             Err(error) => {
@@ -149,6 +151,7 @@ async fn admit<D: Destination>(job: &mut Job<D>) -> Result<Option<Offer>, Migrat
 async fn restore<D: Destination>(
     job: &mut Job<D>,
     offer: Offer,
+    entry: &Entry,
 ) -> Result<Ready<RestoredOf<D>>, MigrationError> {
     let host = job.host.clone();
     let arriving = blocking(Phase::Preflight, move || host.reserve(&offer)).await?;
@@ -166,6 +169,7 @@ async fn restore<D: Destination>(
         needs_image: arriving.needs_image(),
         restore: arriving.way(),
         streams: Some(awaited.offer),
+        post_copy: arriving.takes_later(),
         findings: Vec::new(),
     };
     if let Err(error) = job.link.say(&reserved, Phase::Preflight).await {
@@ -183,14 +187,32 @@ async fn restore<D: Destination>(
     reached(job, Phase::Restore).await;
     let Received { summary, frozen } = received;
     let step = spans.begin("restore");
+    let completed = blocking(Phase::Restore, move || {
+        let mut arriving = arriving;
+        let left = arriving.complete(&summary);
+        Ok((arriving, summary, left))
+    });
+    let completed = alive_during(&job.link, Phase::Restore, completed).await?;
+    let (arriving, summary, left) = completed;
+    let fetching = match left {
+        Ok(left) => left.map(|left| behind::begin(entry, left, &job.world)),
+        Err(cause) => {
+            let error = MigrationError::local(Phase::Restore, cause);
+            return Err(discard(arriving, error).await);
+        }
+    };
     let work = blocking(Phase::Restore, move || {
         let _step = step;
         arriving.restore(&summary)
     });
     // A lost link shows when `Ready` finds no answer; the restore is not worth interrupting.
     let restored = alive_during(&job.link, Phase::Restore, work).await?;
+    if let Some(fetching) = &fetching {
+        fetching.it_is_held();
+    }
     Ok(Ready {
         restored,
+        fetching,
         frozen,
         spans,
     })
@@ -243,6 +265,7 @@ async fn take_over<D: Destination>(
 ) -> Served<RestoredOf<D>> {
     let Ready {
         mut restored,
+        fetching,
         frozen,
         spans,
     } = ready;
@@ -266,7 +289,7 @@ async fn take_over<D: Destination>(
                 return Served::InDoubt(entry, restored);
             }
             // What it has on the disk of its source is put on this one before the answer, which may take a while.
-            let accepted = conclude::accept(entry.clone(), restored, &job.world);
+            let accepted = conclude::accept(entry.clone(), restored, fetching, &job.world);
             alive_during(&job.link, Phase::Handover, accepted).await
         }
         Some(Message::Cancel { .. }) => conclude::discard(entry.clone(), restored, &job.world)
@@ -287,22 +310,45 @@ async fn take_over<D: Destination>(
         )
     });
     let news = match entry.state {
-        JournalState::Moved => Message::Running {
-            after_micros: after(arrived, running.as_ref().map(|r| r.1)),
-            steps: running.as_mut().map_or_else(Vec::new, |(restored, _)| {
-                ToldStep::tell(restored.steps(), arrived)
-            }),
-        },
+        // Also where the journal could not say so.
+        _ if running.is_some() => runs(running.as_mut(), arrived),
+        JournalState::Moved => runs::<RestoredOf<D>>(None, arrived),
         JournalState::StayedHere => Message::Fate(Fate::Discarded),
         _ => Message::Fate(Fate::Pending),
     };
     let _ = job.link.say(&news, Phase::Handover).await;
-    reached(&job, Phase::Settle).await;
-    if let Some((restored, _)) = running {
-        conclude::settle(&entry, restored).await;
+    let mut entry = entry;
+    if let Some(running) = running {
+        if running.behind > Pages(0) {
+            reached(&job, Phase::Fill).await;
+        } else {
+            reached(&job, Phase::Settle).await;
+        }
+        match conclude::finish(entry.clone(), running, &job.world).await {
+            Ok(ended) => entry = ended,
+            Err(error) => {
+                tracing::error!(migration = %entry.id, error = %error.chain(), "that all memory is here was not journalled");
+            }
+        }
+    } else {
+        reached(&job, Phase::Settle).await;
     }
     job.link.close().await;
     Served::Over(entry)
+}
+
+/// The news that it runs.
+fn runs<R: Restored>(running: Option<&mut conclude::Running<R>>, arrived: Instant) -> Message {
+    let (since, behind) = match &running {
+        Some(running) => (Some(running.since), running.behind),
+        None => (None, Pages(0)),
+    };
+    let steps = running.map_or_else(Vec::new, |running| running.steps());
+    Message::Running {
+        after_micros: after(arrived, since),
+        steps: ToldStep::tell(steps, arrived),
+        behind,
+    }
 }
 
 /// Microseconds from the arrival of the handover until it ran.
@@ -332,6 +378,7 @@ fn entry<D: Destination>(job: &Job<D>, offer: &Offer) -> Entry {
         started_at: job.now,
         state: JournalState::Reserved,
         report: None,
+        why: None,
     }
 }
 

@@ -3,14 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::super::conclude::blocking;
+use super::super::conclude::{Keeps, blocking};
 use super::super::error::{Cause, MigrationError};
 use super::super::journal::{Entry, JournalState};
-use super::super::message::{Fate, Message, ToldStep};
+use super::super::message::{Fate, Fetched, Message, ToldStep};
 use super::super::movable::{HandedOver, Held, Movable};
 use super::Ended;
 use super::run::Run;
-use crate::model::{Outcome, Phase};
+use crate::model::{Outcome, Pages, Phase, PostCopy};
 
 /// A destination that is alive says so twice a second while it restores; one that is silent for this long
 /// is taken for dead, and the container goes on here.
@@ -37,6 +37,8 @@ enum News {
     Runs {
         after: Duration,
         steps: Vec<ToldStep>,
+        /// What it still fetches.
+        behind: Pages,
     },
     /// It never ran there and never will.
     Discarded,
@@ -62,6 +64,7 @@ impl Run {
             (Some(held), Err(error)) => (held, error),
             (None, copied) => return Err(copied.err().unwrap_or_else(lost)),
         };
+        self.shelf = None;
         resume(held, &error).await?;
         Err(error)
     }
@@ -69,6 +72,10 @@ impl Run {
     /// On success the destination holds the restored container. The held one stays in its slot, but for a step
     /// that could not be run.
     async fn copy_phases<H: Held>(&mut self, held: &mut Option<H>) -> Result<(), MigrationError> {
+        let leaves_behind = self.leaves_behind;
+        if let (Some(held), true) = (held.as_mut(), leaves_behind) {
+            held.leave_behind();
+        }
         self.frozen_said = Instant::now();
         self.say(&Message::Frozen).await?;
         self.enter(Phase::Dump).await?;
@@ -79,6 +86,11 @@ impl Run {
             held.look(outbox)
         })
         .await?;
+        if let (Some(remainder), true) = (held.as_ref().and_then(Held::remainder), leaves_behind) {
+            // From the end of the dump on: its restore may already want some of it.
+            let (id, peer) = (self.entry.id, &self.entry.peer);
+            self.shelf = Some(self.services.shelf.offer(id, peer, remainder));
+        }
         let summary = self
             .held_step(held, |held, outbox| {
                 let summary = held.dump(outbox)?;
@@ -90,6 +102,12 @@ impl Run {
             })
             .await?;
         self.pages = summary.pages;
+        self.post_copy = leaves_behind.then_some(PostCopy {
+            behind: summary.behind,
+            on_demand: Pages(0),
+            pushed: Pages(0),
+            complete: None,
+        });
         self.enter(Phase::Residual).await?;
         self.held_step(held, |held, outbox| {
             held.send_changes(outbox)?;
@@ -176,6 +194,8 @@ impl Run {
 
     /// Tells the destination to run and waits for the news. There is no error here that resumes the source.
     pub(super) async fn after_handover<H: HandedOver>(mut self, handed: H) -> Ended<H> {
+        let world = self.world();
+        let mut shelf = self.shelf.take();
         let handed = if self.entry.state == JournalState::HandedOver {
             let handed_over_at = Instant::now();
             // Lost words are asked for again by both sides.
@@ -185,10 +205,23 @@ impl Run {
                 })
                 .await;
             match tokio::time::timeout(NEWS_AT_MOST, self.news(handed_over_at)).await {
-                Ok(Some(News::Runs { after, steps })) => {
+                Ok(Some(News::Runs {
+                    after,
+                    steps,
+                    behind,
+                })) => {
                     self.timeline.running_at = Some(handed_over_at + after);
                     self.timeline.heard(steps, handed_over_at);
-                    return self.moved(handed).await;
+                    if behind == Pages(0) {
+                        return self.moved(handed, None).await;
+                    }
+                    match self.serve(&mut shelf, world.as_ref()).await {
+                        Some(Keeps::Destination { fetched }) => {
+                            return self.moved(handed, fetched).await;
+                        }
+                        Some(Keeps::Source) => return self.taken_back(handed).await,
+                        None => return self.not_fetched(handed).await,
+                    }
                 }
                 Ok(Some(News::Discarded)) => return self.taken_back(handed).await,
                 _ => handed,
@@ -215,10 +248,15 @@ impl Run {
                 Ok(Message::Running {
                     after_micros,
                     steps,
+                    behind,
                 }) => {
                     // A peer's figure goes into a report and nowhere else; it is no longer than we waited.
                     let after = Duration::from_micros(after_micros).min(since.elapsed());
-                    return Some(News::Runs { after, steps });
+                    return Some(News::Runs {
+                        after,
+                        steps,
+                        behind,
+                    });
                 }
                 Ok(Message::Fate(Fate::Discarded)) => return Some(News::Discarded),
                 Ok(_) => {}
@@ -227,15 +265,24 @@ impl Run {
         }
     }
 
-    /// It runs at the destination: the frozen copy goes.
-    async fn moved<H: HandedOver>(mut self, handed: H) -> Ended<H> {
+    /// It runs at the destination, or was lost there, as it has told: the frozen copy goes.
+    async fn moved<H: HandedOver>(mut self, handed: H, fetched: Option<Fetched>) -> Ended<H> {
         self.timeline.enter(Phase::Settle, self.outbox.written());
         self.services
             .hook
             .reached(crate::model::Side::Source, Phase::Settle)
             .await;
         let settled = blocking(Phase::Settle, move || handed.settle()).await;
-        let ended = self.end(Outcome::Moved, JournalState::Moved, None);
+        let mut ended = self.end(Outcome::Moved, JournalState::Moved, None);
+        if let Some(fetched) = fetched {
+            let told = fetched.told();
+            ended.report.ended(Some(&told), fetched.lost.as_deref());
+            if fetched.lost.is_some() {
+                ended.entry.state = JournalState::Lost;
+            }
+            ended.entry.why = fetched.lost;
+            ended.entry.report = Some(ended.report.clone());
+        }
         match settled {
             // `HandedOver` stays in the journal, so the next start settles again.
             Err(error) => {

@@ -1,14 +1,18 @@
 //! The host a container leaves: a list of phases, and one line beyond which nothing resumes it.
 
 mod blackout;
+mod negotiate;
 mod precopy;
 mod run;
+mod serve;
 mod streams;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
+use super::behind::Shelf;
 use super::conclude::Dial;
 use super::hook::Hook;
 use super::journal::{Entry, Journal};
@@ -46,6 +50,10 @@ pub struct Services {
     pub observer: Arc<dyn Observer>,
     /// Where tests stop it.
     pub hook: Arc<dyn Hook>,
+    /// For how long a destination may not be heard of that has lost its source: [`LOST_AFTER`](super::behind::LOST_AFTER).
+    pub lost_after: Duration,
+    /// Where the frozen copy is for a destination that still fetches memory of it.
+    pub shelf: Arc<Shelf>,
     /// How pages get streams of their own; none: they go over the link like everything else.
     pub streams: Option<MoreStreams>,
 }

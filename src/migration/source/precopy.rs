@@ -9,7 +9,7 @@ use super::super::message::Message;
 use super::super::movable::Movable;
 use super::super::policy::{self, Decision, View};
 use super::run::Run;
-use crate::model::{Bytes, Finding, Phase, Round, Side};
+use crate::model::{Bytes, Phase, Round, Side};
 
 /// A container that runs, perhaps slowed down. **Dropping it gives it back all its processor time.**
 pub(super) struct Running<C: Movable> {
@@ -93,7 +93,10 @@ impl Run {
                     }
                 }
                 Decision::Freeze(_) => return Ok(running),
-                Decision::PostCopy(why) => return Err(no_post_copy(&why)),
+                Decision::PostCopy(_) => {
+                    self.leaves_behind = true;
+                    return Ok(running);
+                }
                 Decision::GiveUp(why) => return Err(MigrationError::GivenUp { why }),
             }
             running = self.round(running, fixed).await?;
@@ -196,16 +199,5 @@ impl Run {
             last.dirty_rate = now.dirty_rate;
             last.predicted_blackout = self.predicted;
         }
-    }
-}
-
-/// Post-copy is asked for and this Godwit cannot do it.
-fn no_post_copy(why: &str) -> MigrationError {
-    let text = format!(
-        "memory does not converge ({why}), and post-copy is not available between these hosts; choose \
-         --on-no-convergence throttle or stop-copy, or raise --max-blackout"
-    );
-    MigrationError::Prevented {
-        findings: vec![Finding::blocking("no-post-copy", text)],
     }
 }

@@ -4,19 +4,22 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::super::behind::OnShelf;
 use super::super::conclude::blocking;
 use super::super::error::{Cause, MigrationError};
 use super::super::journal::{Entry, JournalState};
 use super::super::link::{Link, Outbox};
-use super::super::message::{Message, NEWEST_VERSION, OLDEST_VERSION, Purpose};
+use super::super::message::{Message, Purpose};
 use super::super::movable::{Held, Movable};
 use super::super::observe::Timeline;
 use super::super::stream::Streams;
+use super::negotiate::negotiate;
 use super::precopy::Running;
+use super::serve::{no_post_copy, unable};
 use super::{Ended, Job, Services};
 use crate::model::{
-    Bytes, Finding, MigrationId, MigrationOptions, MigrationReport, Name, Outcome, Pages, Phase,
-    Progress, Rate, RestoreChoice, Side,
+    Bytes, Finding, MigrationId, MigrationOptions, MigrationReport, Name, OnNoConvergence, Outcome,
+    Pages, Phase, PostCopy, Progress, Rate, RestoreChoice, Side,
 };
 
 /// How long a destination may take to remove what it had of a container that stayed.
@@ -46,6 +49,11 @@ pub(super) struct Run {
     pub(super) streams: Option<Streams>,
     /// When the destination was told that the container is frozen.
     pub(super) frozen_said: Instant,
+    /// Whether a part of its memory is left behind.
+    pub(super) leaves_behind: bool,
+    pub(super) post_copy: Option<PostCopy>,
+    /// Where that is fetched from.
+    pub(super) shelf: Option<OnShelf>,
 }
 
 type Handed<C> = <<C as Movable>::Held as Held>::HandedOver;
@@ -80,6 +88,9 @@ pub async fn run<C: Movable>(job: Job<C>) -> Ended<Handed<C>> {
         restore: RestoreChoice::Eager,
         streams: None,
         frozen_said: Instant::now(),
+        leaves_behind: false,
+        post_copy: None,
+        shelf: None,
     };
     match run.until_handover(container).await {
         Ok(handed) => run.after_handover(handed).await,
@@ -97,9 +108,12 @@ pub async fn dry_run<C: Movable>(
     options: MigrationOptions,
     mut link: Link,
 ) -> Result<Vec<Finding>, MigrationError> {
+    let wishes_post_copy = options.on_no_convergence == OnNoConvergence::PostCopy;
     let (mut offer, mut findings) = blocking(Phase::Preflight, move || {
         let mut container = container;
-        Ok((container.offer()?, container.findings()?))
+        let (offer, mut findings) = (container.offer()?, container.findings()?);
+        findings.extend(unable(wishes_post_copy, &container));
+        Ok((offer, findings))
     })
     .await?;
     offer.options = options;
@@ -147,9 +161,11 @@ impl Run {
         &mut self,
         mut container: C,
     ) -> Result<(C, bool), MigrationError> {
+        let wishes_post_copy = self.services.options.on_no_convergence == OnNoConvergence::PostCopy;
         let (container, offer, findings) = blocking(Phase::Preflight, move || {
             let offer = container.offer()?;
-            let findings = container.findings()?;
+            let mut findings = container.findings()?;
+            findings.extend(unable(wishes_post_copy, &container));
             Ok((container, offer, findings))
         })
         .await?;
@@ -165,8 +181,13 @@ impl Run {
                 needs_image,
                 restore,
                 streams,
+                post_copy,
                 ..
             } => {
+                if wishes_post_copy && !post_copy {
+                    let findings = vec![no_post_copy("the destination does not know it")];
+                    return Err(MigrationError::Prevented { findings });
+                }
                 self.restore = restore;
                 self.open_streams(streams).await?;
                 Ok((container, needs_image))
@@ -281,6 +302,7 @@ impl Run {
             tracker: self.timeline.tracker.clone(),
             restore: self.timeline.restore,
             spans: self.timeline.spans(),
+            post_copy: self.post_copy.map(Box::new),
         };
         self.entry.state = state;
         self.entry.report = Some(report.clone());
@@ -337,7 +359,7 @@ impl Run {
         }
     }
 
-    fn tell(&self, rate: Option<Rate>) {
+    pub(super) fn tell(&self, rate: Option<Rate>) {
         let phase = self.timeline.phase();
         let round = (phase == Phase::Memory)
             .then_some(u32::try_from(self.timeline.rounds.len()).unwrap_or(u32::MAX));
@@ -407,26 +429,5 @@ impl Run {
             })?;
         self.entry = entry;
         Ok(())
-    }
-}
-
-async fn negotiate(
-    link: &mut Link,
-    migration: MigrationId,
-    purpose: Purpose,
-) -> Result<(), MigrationError> {
-    let phase = Phase::Negotiate;
-    let hello = Message::Hello {
-        oldest: OLDEST_VERSION,
-        newest: NEWEST_VERSION,
-        migration,
-        purpose,
-    };
-    link.say(&hello, phase).await?;
-    match link.receive_message(phase).await? {
-        Message::Welcome { .. } => Ok(()),
-        Message::Refusal { findings } => Err(MigrationError::Refused { findings }),
-        Message::Failed { why } => Err(MigrationError::OtherSide { why }),
-        other => Err(MigrationError::unexpected(&other, phase)),
     }
 }

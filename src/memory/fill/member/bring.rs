@@ -19,6 +19,8 @@ pub enum Outcome {
     Done,
     /// The address space was just being changed: events are to be read, then it is to be tried again.
     Again,
+    /// The page with this home has not come yet.
+    Later(u64),
 }
 
 impl Member {
@@ -30,6 +32,9 @@ impl Member {
             && let Some(number) = self.source.index.number(home)
             && !self.done().is_done(number)
         {
+            if !self.source.is_here(home) {
+                return Ok(Outcome::Later(home));
+            }
             let read = self.source.read(home, buffer);
             read.map_err(self.failed("read a page of"))?;
             if self.put(page, home, buffer)? == Outcome::Again {
@@ -50,11 +55,16 @@ impl Member {
         Ok(Outcome::Done)
     }
 
-    /// Reads those of these pages, of one word, that are missing, each at its place among all of them. Any thread may.
+    /// Reads those of these pages, of one word, that are missing and in the store, each at its place among all of them.
+    /// Any thread may. Which they were, a bit each.
     ///
     /// What was read stays true of a page for as long as it is missing: until then the store keeps it.
-    pub fn fetch(&self, numbers: Range<u64>, into: &mut [u8]) -> Result<(), MemoryError> {
-        for run in self.missing(&numbers) {
+    pub fn fetch(&self, numbers: Range<u64>, into: &mut [u8]) -> Result<u64, MemoryError> {
+        let missing = self.missing(&numbers).into_iter();
+        let mut fetched = 0;
+        for run in missing.flat_map(|run| self.source.here(run)) {
+            run.clone()
+                .for_each(|number| fetched |= 1 << (number % WORD));
             for (first, home) in self.source.index.homes(run) {
                 let length = (home.end - home.start) as usize;
                 let from = (first - numbers.start) as usize * PAGE;
@@ -62,13 +72,19 @@ impl Member {
                 read.map_err(self.failed("read the pages of"))?;
             }
         }
-        Ok(())
+        Ok(fetched)
     }
 
     /// Places those of these pages that are still missing, of what [`Self::fetch`] has read.
-    pub fn place(&self, numbers: Range<u64>, bytes: &[u8]) -> Result<Outcome, MemoryError> {
+    pub fn place(
+        &self,
+        numbers: Range<u64>,
+        bytes: &[u8],
+        fetched: u64,
+    ) -> Result<Outcome, MemoryError> {
         let layout = self.layout();
-        for run in self.missing(&numbers) {
+        let missing = self.missing(&numbers).into_iter();
+        for run in missing.flat_map(|run| among(run, fetched)) {
             for (first, home) in self.source.index.homes(run) {
                 for piece in layout.at(home.clone()) {
                     let before = (first - numbers.start) * PAGE_SIZE + (piece.home - home.start);
@@ -88,6 +104,17 @@ impl Member {
         runs.map(|run| run.start.max(numbers.start)..run.end.min(numbers.end))
             .filter(|run| !run.is_empty())
             .collect()
+    }
+
+    /// Whether anything can be done about a word, or was and is to be given back.
+    pub(super) fn has_work(&self, word: u64) -> bool {
+        let missing = self.done().missing(word);
+        if missing.is_empty() {
+            return !self.source.is_given(word);
+        }
+        missing
+            .into_iter()
+            .any(|run| !self.source.here(run).is_empty())
     }
 
     /// Puts pages at `here`. Zeros are not put there: that is what a missing page is.
@@ -141,4 +168,19 @@ impl Member {
         }
         Ok(Outcome::Done)
     }
+}
+
+/// The parts of a run, of one word, that have their bits set.
+fn among(run: Range<u64>, bits: u64) -> Vec<Range<u64>> {
+    if bits == u64::MAX {
+        return vec![run];
+    }
+    let mut runs: Vec<Range<u64>> = Vec::new();
+    for number in run.filter(|number| bits >> (number % WORD) & 1 != 0) {
+        match runs.last_mut() {
+            Some(last) if last.end == number => last.end += 1,
+            _ => runs.push(number..number + 1),
+        }
+    }
+    runs
 }
