@@ -226,7 +226,7 @@ impl MigrationReport {
 }
 
 /// The memory that came behind a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PostCopy {
     /// Pages that were left on the source.
     pub behind: Pages,
