@@ -190,6 +190,8 @@ mod test {
                 "memory hidden from criu false criu is linked statically",
                 "criu spared smaps false no types are described",
                 "lazy restore true userfaultfd works",
+                "user namespaces true files are shown",
+                "lazy restore into them false no device",
                 "throttle false no cpu controller",
             ]
         );
