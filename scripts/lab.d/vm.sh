@@ -52,7 +52,8 @@ vm_pack() {
   cp -r "$GODWIT_TREE/scripts/lib" "$pack$GODWIT_TREE/scripts/"
   templates=${GODWIT_LAB_TEMPLATES:-$GODWIT_TREE/rootfs-templates}
   mkdir -p "$pack$templates"
-  cp -r "$templates/." "$pack$templates/"
+  # As they are: modes, links and device nodes of a template's tree are part of it.
+  cp -a "$templates/." "$pack$templates/"
   [ ! -e "$LAB_DIR/godwit" ] || install -m 755 "$LAB_DIR/godwit" "$pack/usr/local/bin/godwit"
   for criu; do
     case $criu in

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """A hostile container beside a neighbour, in the lab: every attack is a case with a name and the reason why it fails.
 
-    suite.py --tree DIR --attack PROGRAM [--format text|json] [--out FILE]
+    suite.py --tree DIR --templates DIR [--slow N] [--format text|json] [--out FILE]
 
-The lab is up, and "evil" and "victim" run on alpha. An attempt that is refused in the container is made once more
+The lab is up, and "evil" and "victim" run on alpha, which has the templates where this machine has them and frames.py
+in /run/lab/host. An attempt that is refused in the container is made once more
 where the defence is missing (by root on the host, or with the port's filter taken off): where it works there, the
 defence is what stopped it; where it does not, the table says so. The exit status is 0 only if no attack works. A FILE
 whose name ends with .md gets the table of attack, kernel feature, rule and outcome.
@@ -12,7 +13,6 @@ whose name ends with .md gets the table of attack, kernel feature, rule and outc
 import argparse
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -24,23 +24,29 @@ HOST = "alpha"
 
 
 class Lab:
-    def __init__(self, tree):
+    def __init__(self, tree, slow):
         self.script = f"{tree}/scripts/lab"
+        self.slow = slow  # the factor by which this lab is slower than a machine of its own
 
     def on(self, host, *command, check=True, timeout=60, **more):
         line = [self.script, "exec", host, *command]
         done = subprocess.run(
-            line, capture_output=True, text=True, timeout=timeout, check=False, stdin=subprocess.DEVNULL, **more
+            line, capture_output=True, text=True, timeout=timeout * self.slow, check=False, stdin=subprocess.DEVNULL, **more
         )
         if check and done.returncode != 0:
             raise SystemExit(f"{' '.join(command)}: {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
         return done
 
-    def start(self, host, *command):
+    def start(self, host, *command, stdin=subprocess.DEVNULL):
         line = [self.script, "exec", host, *command]
-        return subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
-        )
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=stdin)
+
+    def hold(self, program):
+        """A program in Python that says that it is ready, and then waits for the end of its input, on the host."""
+        held = self.start(HOST, "python3", "-c", program, stdin=subprocess.PIPE)
+        if held.stdout.readline() != "ready\n":
+            raise SystemExit(f"on {HOST}: {held.stdout.read()}")
+        return held
 
     def inspect(self, name):
         return json.loads(self.on(HOST, "godwit", "inspect", name, "--format", "json").stdout)
@@ -110,24 +116,19 @@ def programs(lab, table, a):
     }
     keys = [f"{key}={value}" for key, value in outside.items()]
     # A segment and a socket of the host, for as long as the attempts last.
-    holder = lab.start(
-        HOST,
-        "python3",
-        "-c",
-        "import ctypes, socket, time\n"
+    holder = lab.hold(
+        "import ctypes, socket, sys\n"
         "ctypes.CDLL(None).shmget(0x60d017, 4096, 0o1666)\n"
         "s = socket.socket(socket.AF_UNIX); s.bind('\\0godwit-attack'); s.listen(8)\n"
-        "print('ready', flush=True); time.sleep(120)",
+        "print('ready', flush=True); sys.stdin.read()"
     )
-    holder.stdout.readline()
     lab.on(HOST, "sh", "-c", "echo secret >/run/lab/host/secret")
     try:
         inside = lab.on(HOST, "godwit", "exec", "--user", "0:0", "evil", "--", "/attack", "try", *keys).stdout
         user = lab.on(HOST, "godwit", "exec", "--user", "1000:1000", "evil", "--", "/attack", "try", *keys).stdout
         control = lab.on(HOST, a.attack, "try", *keys).stdout
     finally:
-        holder.send_signal(signal.SIGTERM)
-        holder.wait()
+        holder.communicate()
         lab.on(HOST, "sh", "-c", "rm -f /run/lab/host/secret; ipcrm -M 0x60d017", check=False)
     read = lambda text: {row["case"]: row for row in map(json.loads, text.splitlines())}
     inside, user, control = read(inside), read(user), read(control)
@@ -151,14 +152,14 @@ def runtime_program(lab, table):
     before = lab.on(HOST, *find).stdout
     watch = lab.start(
         HOST, "godwit", "exec", "--user", "0:0", "evil", "--", "/attack", "one", "runtime: overwrite its program",
-        "exe=godwit", "seconds=6",
+        "exe=godwit", f"seconds={6 * lab.slow}",
     )
-    end, runs = time.monotonic() + 5, 0
+    end, runs = time.monotonic() + 5 * lab.slow, 0
     while time.monotonic() < end:
         # /bait is a script whose interpreter is /proc/self/exe: the runtime's program, had it still been that.
         lab.on(HOST, "godwit", "exec", "--user", "0:0", "evil", "--", "/bait", check=False)
         runs += 1
-    row = json.loads(watch.communicate(timeout=60)[0].strip().splitlines()[-1])
+    row = json.loads(watch.communicate(timeout=60 * lab.slow)[0].strip().splitlines()[-1])
     changed = lab.on(HOST, *find).stdout != before
     reason = "the program on the host is changed" if changed else f"{row['reason']} ({runs} times entered)"
     table.add("runtime: overwrite its program", row["works"] or changed, reason)
@@ -189,7 +190,7 @@ def network(lab, table, a):
     port = lab.on(HOST, "sh", "-c", "ip -o link show | grep -B0 'godwit evil' | cut -d: -f2 | cut -d@ -f1").stdout.strip()
     if not port:
         raise SystemExit("evil has no port")
-    tool = f"{a.tree}/tests/attack/frames.py"
+    tool = "/run/lab/host/frames.py"
     lease = evil["spec"]["lease"]
     sends = [
         "nsenter", "--net", "--target", str(evil["pid"]), "python3", tool, "send", "--interface", "eth0",
@@ -199,16 +200,16 @@ def network(lab, table, a):
     ]
 
     def heard():
-        hears = ["nsenter", "--net", "--target", str(victim["pid"]), "python3", tool, "hear", "--interface", "eth0"]
+        hears = ["nsenter", "--net", "--target", str(victim["pid"]), "python3", tool, "hear", "--interface", "eth0",
+                 "--seconds", str(2 * lab.slow)]
         listener = lab.start(HOST, *hears)
         listener.stdout.readline()
         lab.on(HOST, *sends)
-        return set(listener.communicate(timeout=30)[0].splitlines())
+        return set(listener.communicate(timeout=30 * lab.slow)[0].splitlines())
 
     # The host's own services, from inside: a listener on every address of it, and the peer port.
-    service = lab.start(HOST, "python3", "-c", "import socket, time\n"
-        "s = socket.create_server(('0.0.0.0', 8099)); print('ready', flush=True); time.sleep(120)")
-    service.stdout.readline()
+    service = lab.hold("import socket, sys\n"
+        "s = socket.create_server(('0.0.0.0', 8099)); print('ready', flush=True); sys.stdin.read()")
     targets = {"the host by its bridge address": "10.88.0.3:8099", "the host by another address": "10.77.0.1:8099",
                "the peer port": "10.77.0.1:7117"}
     connect = lambda: {
@@ -220,15 +221,14 @@ def network(lab, table, a):
     with_filter, reached = heard(), connect()
     lab.on(HOST, "tc", "qdisc", "del", "dev", port, "clsact")
     without_filter, reached_without = heard(), connect()
-    service.send_signal(signal.SIGTERM)
-    service.wait()
+    service.communicate()
     if "own frame" not in with_filter:
         raise SystemExit("the container's own frames do not arrive")
     names = subprocess.run(
         ["python3", "-c", "import sys; sys.path.insert(0, sys.argv[1]); import frames, argparse\n"
          "a = argparse.Namespace(own_mac='02:00:00:00:00:01', victim_mac='02:00:00:00:00:02', own_ip='10.88.0.1',"
          " victim_ip='10.88.0.2', gateway_ip='10.88.0.3')\n"
-         "print('\\n'.join(name for name, _ in frames.forged(a)))", os.path.dirname(tool)],
+         "print('\\n'.join(name for name, _ in frames.forged(a)))", os.path.dirname(__file__)],
         capture_output=True, text=True, check=True,
     ).stdout.splitlines()
     for name in names:
@@ -265,7 +265,7 @@ def hostile_images(lab, table, a):
         # The same tree, used by the host as it is.
         there, told = None, ""
         if control:
-            tree = f"{os.path.dirname(a.attack)}/templates/{template}/tree"
+            tree = f"{a.templates}/{template}/tree"
             user = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups"]
             done = lab.on(HOST, *user, *(word.format(tree=tree) for word in control), check=False)
             there, told = done.returncode == 0, (done.stdout + done.stderr).strip()
@@ -284,32 +284,33 @@ def hostile_images(lab, table, a):
 
 def peer_port(lab, table):
     """Bytes that mean nothing, or too much, at the port of the peers; from the client, as no container gets there."""
-    daemon = lambda: lab.on(HOST, "cat", "/run/lab/daemon.pid").stdout
+    daemon = lambda: lab.on(HOST, "sh", "-c", "cat /run/lab/daemon.pid 2>/dev/null || systemctl show -P MainPID godwit").stdout
     before = daemon()
     program = """
-import os, random, socket, ssl, struct
+import os, random, socket, ssl, struct, sys
 random.seed(7)
+patience = 5 * int(sys.argv[1])
 where = ("10.77.0.1", 7117)
 tries = [b"GET / HTTP/1.0\\r\\n\\r\\n", b"\\x16\\x03\\x01\\xff\\xff" + b"A" * 70000, b"\\0" * 100000]
 tries += [random.randbytes(random.randrange(1, 4096)) for _ in range(200)]
 for bytes_ in tries:
     try:
-        with socket.create_connection(where, timeout=5) as s:
+        with socket.create_connection(where, timeout=patience) as s:
             s.sendall(bytes_); s.shutdown(socket.SHUT_WR)
-            s.settimeout(5)
+            s.settimeout(patience)
             while s.recv(4096): pass
     except OSError: pass
-idle = [socket.create_connection(where, timeout=5) for _ in range(300)]
+idle = [socket.create_connection(where, timeout=patience) for _ in range(300)]
 context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT); context.check_hostname = False; context.verify_mode = ssl.CERT_NONE
 answered = 0
 for _ in range(20):
     try:
-        with context.wrap_socket(socket.create_connection(where, timeout=5)) as s:
+        with context.wrap_socket(socket.create_connection(where, timeout=patience)) as s:
             s.sendall(random.randbytes(1000)); answered += bool(s.recv(10))
     except OSError: pass
 print(answered)
 """
-    done = lab.on("client", "python3", "-c", program, check=False, timeout=180)
+    done = lab.on("client", "python3", "-c", program, str(lab.slow), check=False, timeout=180)
     alive = lab.on(HOST, "godwit", "list", check=False, timeout=30)
     works = done.stdout.strip() != "0" or alive.returncode != 0 or daemon() != before
     reason = f"{done.stdout.strip()} answered, the daemon {'lives' if alive.returncode == 0 else 'does not answer'}"
@@ -327,7 +328,7 @@ class Latency(threading.Thread):
     PROGRAM = """
 import socket, sys, time
 s = socket.create_connection((sys.argv[1], 6379)); s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-s.settimeout(30)
+s.settimeout(120)
 print("ready", flush=True)
 end, took = time.monotonic() + float(sys.argv[2]), []
 while time.monotonic() < end:
@@ -374,7 +375,7 @@ def bombs(lab, table, address):
     under = Latency(lab, address, 8)
     busy = lab.start(HOST, "godwit", "exec", "--user", "0:0", "evil", "--", "/attack", "busy", "6")
     attacked = under.result()
-    busy.wait(timeout=60)
+    busy.communicate(timeout=60 * lab.slow)
     reason = "median {:.0f} µs, 99 of 100 {:.0f} µs; before: {:.0f}, {:.0f}".format(
         attacked["median_us"], attacked["p99_us"], quiet["median_us"], quiet["p99_us"]
     )
@@ -393,7 +394,7 @@ def watches(lab, table):
     taker = lab.start(HOST, "godwit", "exec", "--user", "0:0", "evil", "--", "/attack", "watch", "5")
     taken = taker.stdout.readline().strip()
     after = lab.on(HOST, *asks).stdout.strip()
-    taker.wait(timeout=60)
+    taker.wait(timeout=60 * lab.slow)
     works = (before, after) == ("has", "has not")
     table.add("bomb: root's inotify instances", works, f"in the container {taken}; the host's root {after} one more")
 
@@ -401,11 +402,13 @@ def watches(lab, table):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--tree", required=True)
-    parser.add_argument("--attack", required=True)
+    parser.add_argument("--templates", required=True)
+    parser.add_argument("--slow", type=int, default=1)
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument("--out")
     a = parser.parse_args()
-    lab, table = Lab(a.tree), Table()
+    a.attack = f"{a.templates}/hostile/tree/attack"
+    lab, table = Lab(a.tree, a.slow), Table()
     address = lab.inspect("victim")["spec"]["lease"]["address"]
     programs(lab, table, a)
     runtime_program(lab, table)
