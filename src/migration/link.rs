@@ -168,6 +168,11 @@ impl Outbox {
             None => std::future::pending().await,
         }
     }
+
+    /// Why a stream was lost, where one was.
+    pub(super) fn why_streams_lost(&self) -> Option<String> {
+        self.pages.streams.get()?.why_lost()
+    }
 }
 
 fn control(message: &Message) -> Outgoing {

@@ -1,5 +1,6 @@
 //! The phases of a migration on its source, one line each.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -271,9 +272,20 @@ impl Run {
                 }
             }
         };
-        match tokio::time::timeout(FAREWELL, words).await {
-            Ok(Some(why)) => MigrationError::OtherSide { why },
-            _ => error,
+        match (tokio::time::timeout(FAREWELL, words).await, error) {
+            (Ok(Some(why)), _) => MigrationError::OtherSide { why },
+            // This connection is none of those that were lost.
+            (
+                _,
+                MigrationError::LinkLost {
+                    phase,
+                    source: None,
+                },
+            ) => MigrationError::LinkLost {
+                phase,
+                source: self.outbox.why_streams_lost().map(io::Error::other),
+            },
+            (_, error) => error,
         }
     }
 

@@ -22,7 +22,8 @@ use crate::model::{MigrationId, Name, Phase};
 
 /// How long opening a stream may take.
 const OPENING: Duration = Duration::from_secs(5);
-/// For how long a stream that broke is dialled again, usually.
+/// For how long a stream that broke is dialled again, usually; and half of the time in which something must come through
+/// one, however often it can be dialled again.
 pub(in super::super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two attempts, at first.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -128,11 +129,30 @@ impl Streams {
 
 /// A stream's life.
 async fn run(way: &Way, index: u8, mut stream: Box<dyn Duplex>, queue: &Queue, wire: &Wire) {
+    // Connections in a row through which nothing came, and since when that is so.
+    let (mut barren, mut since) = (0, Instant::now());
     loop {
-        let (unconfirmed, error) = carry(stream, queue, wire).await;
+        let begin = Instant::now();
+        let (unconfirmed, confirmed, error) = carry(stream, queue, wire).await;
         let frames = unconfirmed.len();
+        if confirmed > 0 || frames == 0 {
+            barren = 0;
+        } else {
+            barren += 1;
+            since = if barren == 1 { begin } else { since };
+        }
+        let silent = since.elapsed();
         queue.put_back(unconfirmed);
         tracing::info!(migration = %way.migration, stream = index, frames, error = %error.chain(), "a stream of pages has ended");
+        // A cable that carries short frames only lets a connection begin, time after time.
+        if barren > 1 && silent > way.patience * 2 {
+            let why = format!(
+                "it takes connections, and in {:.0} s nothing came through {barren} of them: do frames of full length get there (MTU)?",
+                silent.as_secs_f64()
+            );
+            tracing::warn!(migration = %way.migration, stream = index, why, "a stream is lost");
+            return queue.lose_stream(why);
+        }
         // Where nothing is left to be sent the destination has ended it.
         queue.wanted().await;
         stream = match way.open_again(index).await {
@@ -144,18 +164,19 @@ async fn run(way: &Way, index: u8, mut stream: Box<dyn Duplex>, queue: &Queue, w
             Err(MigrationError::OtherSide { .. }) if queue.is_complete() => return,
             Err(error) => {
                 tracing::warn!(migration = %way.migration, stream = index, error = %error.chain(), "a stream is lost");
-                return queue.lose_stream();
+                return queue.lose_stream(error.chain());
             }
         };
     }
 }
 
-/// Sends frames over a stream until it breaks. Returns what is not confirmed by then, and why it broke.
+/// Sends frames over a stream until it breaks. Returns what is not confirmed by then, how many were confirmed, and why it
+/// broke.
 async fn carry(
     stream: Box<dyn Duplex>,
     queue: &Queue,
     wire: &Wire,
-) -> (VecDeque<Arc<Page>>, MigrationError) {
+) -> (VecDeque<Arc<Page>>, u64, MigrationError) {
     let window = Mutex::new(Window::default());
     let locked =
         || -> MutexGuard<'_, Window> { window.lock().unwrap_or_else(PoisonError::into_inner) };
@@ -179,7 +200,9 @@ async fn carry(
     let hearing = async {
         let mut payload = Vec::new();
         loop {
-            let kind = read_frame(&mut read, &mut payload).await?;
+            let kind = read_frame(&mut read, &mut payload)
+                .await
+                .map_err(|error| error.in_phase(phase))?;
             let unexpected = || MigrationError::Unexpected {
                 what: format!("a frame of {kind:?} over a stream of pages"),
                 phase,
@@ -197,6 +220,6 @@ async fn carry(
         ended = hearing => ended,
     };
     let Err(error) = ended;
-    let unconfirmed = locked().unconfirmed();
-    (unconfirmed, error)
+    let mut window = locked();
+    (window.unconfirmed(), window.confirmed(), error)
 }

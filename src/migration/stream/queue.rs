@@ -38,6 +38,8 @@ pub(in super::super) struct Queue {
 struct State {
     frames: VecDeque<Arc<Page>>,
     streams: usize,
+    /// Why the last stream was lost that was lost.
+    why: Option<String>,
 }
 
 impl Queue {
@@ -116,9 +118,10 @@ impl Queue {
     }
 
     /// A stream is lost for good. Without any there is nothing to wait for.
-    pub(super) fn lose_stream(&self) {
+    pub(super) fn lose_stream(&self, why: String) {
         let mut state = self.state();
         state.streams -= 1;
+        state.why = Some(why);
         if state.streams == 0 {
             self.lost.cancel();
             self.room.notify_all();
@@ -137,6 +140,11 @@ impl Queue {
     /// Waits until every stream is lost.
     pub(in super::super) async fn lost(&self) {
         self.lost.cancelled().await;
+    }
+
+    /// Why a stream was lost, where one was.
+    pub(in super::super) fn why_lost(&self) -> Option<String> {
+        self.state().why.clone()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

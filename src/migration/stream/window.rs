@@ -47,6 +47,11 @@ impl Window {
         Ok(())
     }
 
+    /// How many frames of this stream have been taken.
+    pub(super) fn confirmed(&self) -> u64 {
+        self.confirmed
+    }
+
     /// What is not confirmed, oldest first.
     pub(super) fn unconfirmed(&mut self) -> VecDeque<Arc<Page>> {
         self.bytes = 0;
