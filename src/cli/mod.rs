@@ -27,14 +27,16 @@ mod stop;
 mod table;
 mod template;
 mod values;
+mod verbs;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 
 use crate::api::Client;
 use output::Failure;
+use verbs::Verb;
 
 /// Runs isolated containers and moves them, running, to another host.
 #[derive(Debug, Parser)]
@@ -48,6 +50,15 @@ use output::Failure;
     after_help = "Example:\n  godwit run --template redis --name cache\n  godwit migrate cache --to beta"
 )]
 struct Cli {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// What may stand before the verb, and much of it after.
+#[derive(Debug, Args)]
+struct Common {
     /// The daemon's socket.
     #[arg(
         long,
@@ -61,8 +72,6 @@ struct Cli {
     format: Format,
     #[command(flatten)]
     globals: oci::Globals,
-    #[command(subcommand)]
-    verb: Verb,
 }
 
 /// How to print.
@@ -74,71 +83,6 @@ enum Format {
     Json,
 }
 
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Make a container from a template or a bundle and start it.
-    Run(Box<run::Run>),
-    /// Make a container from a template or a bundle and do not start it.
-    Create(Box<create::Create>),
-    /// Start a container that was made.
-    Start(containers::Start),
-    /// List the containers of this host.
-    #[command(visible_alias = "ls")]
-    List(containers::List),
-    /// Show everything about a container.
-    Inspect(containers::Inspect),
-    /// Print what a container has printed.
-    Logs(logs::Logs),
-    /// List the processes of a container.
-    Ps(containers::Ps),
-    /// Show what containers use.
-    Stats(stats::Stats),
-    /// Run a command in a container.
-    Exec(Box<exec::Exec>),
-    /// Have the commands of containers end.
-    Stop(stop::Stop),
-    /// Send a signal to a container.
-    Kill(containers::Kill),
-    /// Delete a container and everything of it.
-    #[command(visible_alias = "rm")]
-    Delete(containers::Delete),
-    /// Move a container, running, to another host.
-    Migrate(migrate::Migrate),
-    /// Look at migrations, cancel them, decide those in doubt.
-    Migrations(migrations::Migrations),
-    /// Manage the other hosts.
-    Peer(peer::Peer),
-    /// List templates and build their images.
-    Template(template::Template),
-    /// Show which container has which address.
-    Leases(leases::Leases),
-    /// Print the state of a container of a bundle.
-    State(oci::show::State),
-    /// Freeze a container of a bundle.
-    Pause(oci::change::Pause),
-    /// Let a paused container go on.
-    Resume(oci::change::Resume),
-    /// Change the limits of a container of a bundle.
-    Update(Box<oci::change::Update>),
-    /// Write a running container of a bundle to images.
-    Checkpoint(Box<oci::checkpoint::Checkpoint>),
-    /// Make a container of the images that `checkpoint` has written.
-    Restore(Box<oci::checkpoint::Restore>),
-    /// Print which features of the OCI specification there are.
-    Features(oci::show::Features),
-    /// Write a configuration to start from into a bundle.
-    Spec(oci::show::Spec),
-    /// Print what happens, as it happens; or what a container of a bundle uses.
-    Events(events::Events),
-    /// Show what this host is.
-    Host(host::Host),
-    /// Be the daemon of this host.
-    Daemon(daemon::Daemon),
-    /// Write man pages or shell completions.
-    #[command(hide = true)]
-    Generate(generate::Generate),
-}
-
 /// What every verb is given.
 struct Session {
     client: Client,
@@ -147,7 +91,8 @@ struct Session {
 
 /// Reads the command line, does what it says, and says how to exit. Nothing has been started before.
 pub fn run() -> ExitCode {
-    let cli = Cli::parse();
+    let words: Vec<_> = std::env::args_os().collect();
+    let cli = verbs::read(&words);
     match cli.verb {
         Verb::Daemon(verb) => return verb.run(),
         Verb::Generate(verb) => return verb.run(),
@@ -170,8 +115,8 @@ pub fn run() -> ExitCode {
         }
     };
     let session = Session {
-        client: Client::new(&cli.socket),
-        format: cli.format,
+        client: Client::new(&cli.common.socket),
+        format: cli.common.format,
     };
     let done = runtime.block_on(dispatch(cli.verb, &session));
     // A read of standard input may still be under way; it must not keep the program alive.

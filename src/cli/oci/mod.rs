@@ -68,25 +68,25 @@ pub struct Place {
 
 /// Does the verb if it is about containers of bundles; gives the command line back if the daemon is to do it.
 pub fn take(cli: Cli) -> Result<ExitCode, Box<Cli>> {
-    let named = cli.globals.root.clone();
+    let named = cli.common.globals.root.clone();
     let path = named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_ROOT));
-    let log = Log::open(&cli.globals);
+    let log = Log::open(&cli.common.globals);
     let root = match Root::at(&path) {
         Ok(root) => root,
         Err(error) => return Ok(log.fatal(&error.to_string(), 1)),
     };
     // Without a daemon there is nobody else to ask.
     let named = named.is_some();
-    let alone = named || !cli.socket.exists();
+    let alone = named || !cli.common.socket.exists();
     let listed = named && matches!(cli.verb, Verb::List(_));
     if !listed && !is_ours(&cli.verb, &root, alone) {
         return Err(Box::new(cli));
     }
     let place = Place {
         root,
-        systemd: cli.globals.systemd_cgroup,
-        format: cli.format,
-        criu: cli.globals.criu,
+        systemd: cli.common.globals.systemd_cgroup,
+        format: cli.common.format,
+        criu: cli.common.globals.criu,
     };
     let code = match &cli.verb {
         Verb::Exec(_) => 255,
