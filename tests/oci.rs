@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{IoSliceMut, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -470,9 +470,24 @@ fn the_program_that_goes_inside_cannot_be_written_to() {
     // It waits for its start, in the container's namespaces, and is still our program.
     let pid = world.pid(id);
     let program = File::open(format!("/proc/{pid}/exe")).unwrap();
-    let mount = nix::sys::statvfs::fstatvfs(&program).unwrap().flags();
-    assert!(mount.contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
+    let inode = program.metadata().unwrap().ino();
+    assert_eq!(
+        inode,
+        fs::metadata(env!("CARGO_BIN_EXE_godwit")).unwrap().ino()
+    );
+    let mut files = vec![program];
+    for mapping in fs::read_dir(format!("/proc/{pid}/map_files")).unwrap() {
+        let file = File::open(mapping.unwrap().path()).unwrap();
+        if file.metadata().unwrap().ino() == inode {
+            files.push(file);
+        }
+    }
+    assert!(files.len() > 2, "its code and its constants are mapped");
+    for file in &files {
+        let mount = nix::sys::statvfs::fstatvfs(file).unwrap().flags();
+        assert!(mount.contains(nix::sys::statvfs::FsFlags::ST_RDONLY));
+    }
     world.done(&["delete", "--force", id]);
-    drop(program);
+    drop(files);
     world.check_empty();
 }

@@ -4,12 +4,14 @@
 //! way it gets hold of this program's file, which on the host is root's to write. So the verbs that go into
 //! containers run from a read-only mount of that one file, which is in no mount namespace and which nobody but
 //! this process has. A copy in a sealed memfd would do as well, and would cost its size in memory and time for
-//! every container; the mount costs one exec. Besides, the process is not dumpable while it is inside, so that
-//! nobody there can look into it.
+//! every container. The process exchanges the file that it runs from for that one as it runs; where it may not, it is
+//! executed once more. Besides, the process is not dumpable while it is inside, so that nobody there can look into it.
 
+use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 
@@ -17,19 +19,21 @@ use nix::sys::statvfs::{FsFlags, fstatvfs};
 
 use super::RuntimeError;
 use super::error::system;
-use crate::sys::mount;
+use crate::sys::{mount, own_program};
 
 /// Says that this program has started itself anew. It is believed only of a program that cannot be written to.
 const MARK: &str = "GODWIT_SEALED";
 const OWN: &str = "/proc/self/exe";
 
-/// Starts this program anew, sealed, unless it is; then hides it from other processes. No thread may exist yet.
+/// Has this program run sealed, then hides it from other processes. No thread may exist yet.
 pub fn seal() -> Result<(), RuntimeError> {
-    if !is_sealed().map_err(system("look at the own program"))? {
-        let failed = system("run from a read-only mount of the own program (root is needed)");
-        match start_anew() {
-            Ok(never) => match never {},
-            Err(error) => return Err(failed(error)),
+    let from = "run from a read-only mount of the own program (root is needed)";
+    let before = std::env::var_os(MARK).is_some();
+    if !(before && cannot_be_written().map_err(system(from))?) {
+        let program = mount::open_read_only(Path::new(OWN)).map_err(system(from))?;
+        if let Err(error) = own_program::exchange(program.as_fd()) {
+            tracing::debug!(%error, "the program is executed anew");
+            match start_anew(&program).map_err(system(from))? {}
         }
     }
     nix::sys::prctl::set_name(c"godwit")
@@ -37,16 +41,12 @@ pub fn seal() -> Result<(), RuntimeError> {
         .map_err(|errno| system("hide from the container")(errno.into()))
 }
 
-fn is_sealed() -> io::Result<bool> {
-    if std::env::var_os(MARK).is_none() {
-        return Ok(false);
-    }
+fn cannot_be_written() -> io::Result<bool> {
     let facts = fstatvfs(File::open(OWN)?)?;
     Ok(facts.flags().contains(FsFlags::ST_RDONLY))
 }
 
-fn start_anew() -> io::Result<std::convert::Infallible> {
-    let program = mount::open_read_only(Path::new(OWN))?;
+fn start_anew(program: &File) -> io::Result<Infallible> {
     let text = |bytes: Vec<u8>| CString::new(bytes).map_err(io::Error::from);
     let arguments = std::env::args_os().map(|argument| text(argument.into_vec()));
     let arguments = arguments.collect::<io::Result<Vec<_>>>()?;
@@ -55,5 +55,5 @@ fn start_anew() -> io::Result<std::convert::Infallible> {
         .map(|(name, value)| text([name.into_vec(), value.into_vec()].join(&b'=')));
     let mut environment = environment.collect::<io::Result<Vec<_>>>()?;
     environment.push(text(format!("{MARK}=1").into_bytes())?);
-    Ok(nix::unistd::fexecve(&program, &arguments, &environment)?)
+    Ok(nix::unistd::fexecve(program, &arguments, &environment)?)
 }

@@ -196,7 +196,8 @@ fn reap(how: &Clone<'_>, process: &OwnedFd) {
 }
 
 /// Fails when the calling process has more than one thread.
-fn single_threaded() -> io::Result<()> {
+/// Fails when the calling process has more than one thread.
+pub(super) fn single_threaded() -> io::Result<()> {
     // Unsharing the thread group is nothing to do for a lonely thread and impossible for others. Unlike a
     // look at /proc it works in every mount namespace.
     // SAFETY: no pointers, and no effect beyond the answer.

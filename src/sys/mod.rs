@@ -14,6 +14,7 @@ pub mod kcmp;
 pub mod mount;
 pub mod namespace;
 pub mod netns;
+pub mod own_program;
 pub mod packet;
 pub mod pagemap;
 pub mod perf;
