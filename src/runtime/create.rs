@@ -3,13 +3,14 @@
 //! **Promise:** when it fails, nothing is left: no process, no cgroup, no file.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use nix::sys::wait::waitpid;
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Spec};
 
 use super::birth::{self, Birth};
 use super::command::Command;
@@ -23,7 +24,7 @@ use super::store::{self, Home, Root};
 use super::talk::{hear, say};
 use super::wire::{FromProcess, ToProcess};
 use super::{
-    RuntimeError, check_hooks, console, delete, limits, owner, run_hooks, streams, unknown,
+    RuntimeError, check_hooks, console, delete, limits, list_of, owner, run_hooks, streams, unknown,
 };
 use crate::cgroup::manage::{Driver, Group, Planned};
 use crate::net::Moved;
@@ -228,25 +229,31 @@ impl<'a> Wish<'a> {
         let Some((_, ours, _)) = parts.take() else {
             unreachable!("only the other copy has taken it")
         };
-        birth::map_ids(pid, &self.plan)?;
+        let go = || match say(ours.as_fd(), &ToProcess::Go { pid }) {
+            // It has ended, and what it has said before is heard next.
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            other => other.map_err(system("speak to the container's process")),
+        };
+        if self.plan.namespaces.is_new(LinuxNamespaceType::User) {
+            birth::map_ids(pid, &self.plan)?;
+            go()?;
+        }
         limits::set(pid, &process)?;
         self.devices.give(pid, &mut undo.devices)?;
-        let go = || {
-            say(ours.as_fd(), &ToProcess::Go { pid })
-                .map_err(system("speak to the container's process"))
-        };
         undo.save()?;
-        go()?;
         if let Some(mounts) = &sources {
             expect(&ours, &FromProcess::NeedsSources)?;
             let process = pidfd::open(pid).map_err(system("open the container's process"))?;
             let sent = mounts.sources_in(process.as_fd())?.send(ours.as_fd());
             sent.map_err(system("speak to the container's process"))?;
         }
-        expect(&ours, &FromProcess::Mounted)?;
-        let state = undo.state(Status::Creating)?;
-        for kind in ["prestart", "createRuntime"] {
-            run_hooks(kind, hooks.as_ref(), &state)?;
+        let hooks = hooks.as_ref();
+        if wait_when_mounted(hooks) {
+            expect(&ours, &FromProcess::Mounted)?;
+            let state = undo.state(Status::Creating)?;
+            for kind in WHEN_MOUNTED {
+                run_hooks(kind, hooks, &state)?;
+            }
         }
         go()?;
         expect(&ours, &FromProcess::Ready)?;
@@ -254,6 +261,15 @@ impl<'a> Wish<'a> {
         tell_pid(self.request, pid)?;
         undo.keep()
     }
+}
+
+/// The hooks that are run outside when the mounts are made.
+const WHEN_MOUNTED: [&str; 2] = ["prestart", "createRuntime"];
+
+/// Whether the process has to wait for such hooks.
+pub(super) fn wait_when_mounted(hooks: Option<&Hooks>) -> bool {
+    let some = |kind| list_of(hooks, kind).is_some_and(|list| !list.is_empty());
+    WHEN_MOUNTED.into_iter().any(some)
 }
 
 /// Waits for the process's next word, which must be this one.

@@ -16,6 +16,7 @@ use nix::unistd::{Gid, Uid};
 use oci_spec::runtime::{LinuxNamespaceType, LinuxPersonalityDomain, Spec};
 
 use super::command::{Command, StepError, lower};
+use super::create::wait_when_mounted;
 use super::error::in_one_line;
 use super::memory_policy::MemoryPolicy;
 use super::plan::Namespaces;
@@ -75,8 +76,10 @@ impl Inside {
 
     /// Everything before the start.
     fn prepare(&mut self, creator: BorrowedFd<'_>) -> Result<(), StepError> {
-        self.record.init.pid = wait_for_go(creator)?;
         process::unblock_signals();
+        if self.namespaces.is_new(LinuxNamespaceType::User) {
+            wait_for_go(creator)?;
+        }
         if self.namespaces.has(LinuxNamespaceType::User) {
             become_root()?;
         }
@@ -124,7 +127,7 @@ impl Inside {
     }
 
     /// Makes the mounts, the terminal among them, and changes the root.
-    fn mount(&self, creator: BorrowedFd<'_>) -> Result<(), StepError> {
+    fn mount(&mut self, creator: BorrowedFd<'_>) -> Result<(), StepError> {
         let plan = &self.mounts;
         plan.separate()?;
         let sources = if plan.needs_parent() {
@@ -138,8 +141,10 @@ impl Inside {
             Some(holder) => Some((root.console(console::size(self.command.process()))?, holder)),
             None => None,
         };
-        say(creator, &FromProcess::Mounted)?;
-        wait_for_go(creator)?;
+        if wait_when_mounted(self.spec().hooks().as_ref()) {
+            say(creator, &FromProcess::Mounted)?;
+        }
+        self.record.init.pid = wait_for_go(creator)?;
         self.run_hooks("createContainer")?;
         root.enter()?;
         if let Some((terminal, holder)) = terminal {

@@ -18,8 +18,8 @@ pub(super) fn hear<T: for<'a> Deserialize<'a>>(from: BorrowedFd<'_>) -> io::Resu
     let received = loop {
         match fdpass::receive(from) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            // The other side is gone and has left unread what we said.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
+            // The other side is gone and has left unread what we said. That is told once and before what it has said.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
             other => break other?,
         }
     };

@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! creator                                the process
-//!    │  writes the id maps, sets limits       │ waits
-//!    │ ──────────────── Go ─────────────────▶ │ becomes root of its namespace, makes the mounts
+//!    │  writes the id maps                    │
+//!    │ ──────────────── Go ─────────────────▶ │ only with a new user namespace; becomes its root
+//!    │  sets limits, writes the record        │ makes the mounts
 //!    │ ◀──────────── NeedsSources ─────────── │ only with a user namespace or id-mapped mounts
 //!    │ ───── what is mounted, held open ────▶ │
-//!    │ ◀────────────── Mounted ────────────── │
-//!    │  runs prestart and createRuntime       │ waits
+//!    │ ◀────────────── Mounted ────────────── │ only with hooks of these kinds:
+//!    │  runs prestart and createRuntime       │
 //!    │ ──────────────── Go ─────────────────▶ │ runs createContainer, changes the root, opens the terminal
 //!    │ ◀─────────────── Ready ─────────────── │
 //!    │  writes the record, ends               │ waits for a connection to its start socket
@@ -19,6 +20,10 @@
 //!    │ ──────────────── Go ─────────────────▶ │
 //!    │ ◀──────── Failed, or (closed) ──────── │ runs startContainer; exec
 //! ```
+//!
+//! The two work at the same time where they can. Nothing is done by the process that would outlive it before the
+//! record of it is written: before the second Go it has changed its own namespaces only, and if the creator dies, it
+//! hears that instead of the Go, and ends.
 
 use serde::{Deserialize, Serialize};
 
