@@ -1,106 +1,22 @@
 //! A batch of pages becomes the bytes of its frames: zeros found, and what changed little since it was sent; compressed
 //! where that is worth while.
 
+mod batch;
+
 use std::time::{Duration, Instant};
 
+pub(super) use self::batch::Batch;
 use super::MemoryError;
 use super::copies::Copies;
-use super::frame::{
-    BATCH_FRAMES, HEADER, LONGEST_BATCH, RUN_PAGES, packed, seal_changes, seal_pages, zero,
-};
-use super::space::Space;
+use super::frame::{HEADER, packed, seal_changes, zero};
 use crate::model::{PAGE_SIZE, Pages};
 
 const PAGE: usize = PAGE_SIZE as usize;
 static ZERO_PAGE: [u8; PAGE] = [0; PAGE];
 
-/// Pages on their way to be packed, laid out as their frames will be: nothing is copied where they go out as they are.
-#[derive(Debug, Default)]
-pub(super) struct Batch {
-    bytes: Vec<u8>,
-    runs: Vec<Run>,
-    pages: usize,
-    frames: usize,
-}
-
-/// A run of pages in a batch.
-#[derive(Debug, Clone, Copy)]
-struct Run {
-    space: Space,
-    vaddr: u64,
-    /// Where its frame begins.
-    at: usize,
-    pages: usize,
-}
-
-impl Batch {
-    /// An empty batch in an old buffer.
-    pub(super) fn new(mut bytes: Vec<u8>) -> Self {
-        bytes.clear();
-        bytes.reserve(LONGEST_BATCH);
-        Self {
-            bytes,
-            ..Self::default()
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Takes as many of these pages as there is room for, and says how many bytes that is: 0 when it is full.
-    pub(super) fn take(&mut self, space: Space, vaddr: u64, bytes: &[u8]) -> usize {
-        let room = RUN_PAGES as usize - self.pages;
-        let pages = room.min(bytes.len() / PAGE);
-        let taken = pages * PAGE;
-        if pages == 0 {
-            return 0;
-        }
-        match self.runs.last_mut() {
-            Some(run) if run.continues(self.bytes.len(), space, vaddr) => run.pages += pages,
-            // A run may be split by zeros, and then has twice as many frames as pages at most.
-            _ if self.frames + 1 >= BATCH_FRAMES / 2 => return 0,
-            _ => {
-                let at = self.bytes.len();
-                self.bytes.extend_from_slice(&[0; HEADER]);
-                self.runs.push(Run {
-                    space,
-                    vaddr,
-                    at,
-                    pages,
-                });
-                self.frames += 1;
-            }
-        }
-        self.bytes.extend_from_slice(&bytes[..taken]);
-        self.pages += pages;
-        taken
-    }
-
-    /// Takes a frame without a payload; false when it is full.
-    pub(super) fn mark(&mut self, frame: &[u8; HEADER]) -> bool {
-        let fits = self.frames < BATCH_FRAMES / 2;
-        if fits {
-            self.bytes.extend_from_slice(frame);
-            self.frames += 1;
-        }
-        fits
-    }
-
-    fn bytes_of(&self, run: &Run) -> &[u8] {
-        &self.bytes[run.at + HEADER..][..run.pages * PAGE]
-    }
-}
-
-impl Run {
-    /// Whether a page at this place in the batch would be the next one of this run.
-    fn continues(&self, end: usize, space: Space, vaddr: u64) -> bool {
-        let length = self.pages * PAGE;
-        self.at + HEADER + length == end
-            && self.space == space
-            && self.vaddr + length as u64 == vaddr
-    }
-}
+/// After so many batches that did not compress in a row only one of so many is tried.
+const PATIENT: u32 = 4;
+const SELDOM: u32 = 8;
 
 /// What became of a batch.
 #[derive(Debug, Default)]
@@ -125,6 +41,8 @@ pub(super) struct Packer {
     compressor: zstd::bulk::Compressor<'static>,
     sampler: zstd::bulk::Compressor<'static>,
     level: i32,
+    /// Batches since the last one that compressed.
+    hopeless: u32,
     /// What each page of the batch goes as, and the changes of those that go so: without and with their frames.
     sorts: Vec<Sort>,
     xor: Vec<u8>,
@@ -148,6 +66,7 @@ impl Packer {
             compressor: zstd::bulk::Compressor::new(level).map_err(failed)?,
             sampler: zstd::bulk::Compressor::new(level).map_err(failed)?,
             level,
+            hopeless: 0,
             sorts: Vec::new(),
             xor: Vec::new(),
             changes: Vec::new(),
@@ -292,7 +211,10 @@ impl Packer {
         level: i32,
     ) -> Result<bool, MemoryError> {
         let length = batch.bytes.len();
-        if !self.is_promising(batch) {
+        // What follows on what did not compress rarely does: it is looked at now and then.
+        let looked_at = self.hopeless < PATIENT || self.hopeless.is_multiple_of(SELDOM);
+        if !looked_at || !self.is_promising(batch) {
+            self.hopeless += 1;
             return Ok(false);
         }
         let failed = |source| MemoryError::Compress { length, source };
@@ -313,9 +235,13 @@ impl Packer {
             Ok(compressed) if compressed < length => {
                 out.truncate(HEADER + compressed);
                 out[..HEADER].copy_from_slice(&packed(batch.frames, length, compressed));
+                self.hopeless = 0;
                 Ok(true)
             }
-            _ => Ok(false),
+            _ => {
+                self.hopeless += 1;
+                Ok(false)
+            }
         }
     }
 
@@ -342,31 +268,6 @@ impl Packer {
         }
         // Marks alone always do.
         samples == 0 || good > 0
-    }
-}
-
-impl Batch {
-    /// Adds a run of pages, its header to be filled in.
-    fn whole(&mut self, space: Space, vaddr: u64, bytes: &[u8]) {
-        let (at, pages) = (self.bytes.len(), bytes.len() / PAGE);
-        self.bytes.extend_from_slice(&[0; HEADER]);
-        self.bytes.extend_from_slice(bytes);
-        self.runs.push(Run {
-            space,
-            vaddr,
-            at,
-            pages,
-        });
-        self.pages += pages;
-        self.frames += 1;
-    }
-
-    /// Fills in the headers of the pages' frames.
-    fn seal(&mut self) {
-        for run in &self.runs {
-            let frame = &mut self.bytes[run.at..][..HEADER + run.pages * PAGE];
-            seal_pages(frame, run.space, run.vaddr);
-        }
     }
 }
 

@@ -126,6 +126,45 @@ impl<'a> Sender<'a> {
         self.run(space, vaddr, bytes, from, bytes.len() / page)
     }
 
+    /// As [`pages`](Self::pages), of what `read` appends, which is asked for `wanted` bytes or fewer. How many bytes that
+    /// were, in whole pages: none where the first of them could not be read.
+    pub fn read(
+        &mut self,
+        space: Space,
+        vaddr: u64,
+        wanted: usize,
+        read: &mut dyn FnMut(usize, &mut Vec<u8>) -> usize,
+        seen: &mut dyn FnMut(u64, &[u8]) -> Seen,
+    ) -> Result<usize, MemoryError> {
+        let draft = loop {
+            match self.batch.draft(space, vaddr, wanted, read) {
+                Some(draft) => break draft,
+                None => self.dispatch()?,
+            }
+        };
+        let pages = self.batch.drafted(&draft);
+        let length = pages.len();
+        let each = (vaddr..).step_by(PAGE_SIZE as usize);
+        let found = each.zip(pages.chunks_exact(PAGE_SIZE as usize));
+        let found: Vec<Seen> = found.map(|(at, page)| seen(at, page)).collect();
+        // Most often it is one or the other throughout, and nothing is copied.
+        if length > 0 && found.iter().all(|seen| *seen == Seen::Changed) {
+            self.batch.keep(&draft);
+        } else if found.contains(&Seen::Changed) {
+            let pages = pages.to_vec();
+            self.batch.discard(&draft);
+            let mut found = found.into_iter();
+            let mut again = |_: u64, _: &[u8]| found.next().unwrap_or(Seen::Changed);
+            self.pages(space, vaddr, &pages, &mut again)?;
+        } else {
+            self.batch.discard(&draft);
+            for (seen, at) in found.into_iter().zip((vaddr..).step_by(PAGE_SIZE as usize)) {
+                self.mark(seen, space, at)?;
+            }
+        }
+        Ok(length)
+    }
+
     /// Says of these pages that they come later.
     pub fn behind(&mut self, space: Space, range: Range<u64>) -> Result<(), MemoryError> {
         let pages = range.step_by(PAGE_SIZE as usize);

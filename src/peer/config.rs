@@ -2,22 +2,30 @@
 
 use std::sync::{Arc, OnceLock};
 
+use rustls::CipherSuite::TLS13_AES_128_GCM_SHA256;
 use rustls::client::Resumption;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::server::NoServerSessionStorage;
 use rustls::version::TLS13;
-use rustls::{ClientConfig, ServerConfig};
+use rustls::{ClientConfig, ServerConfig, SupportedCipherSuite};
 
 use super::error::PeerError;
 use super::identity::Identity;
 use super::verify::{Guard, OnlyThis};
 
 /// The cryptography, named explicitly: whatever else a process installs as its default, this is ring.
+///
+/// AES-128 comes first: every byte of a migration is encrypted and decrypted, and AES-256 takes two fifths more of a
+/// processor for a margin that TLS 1.3 does not ask for.
 pub(super) fn provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
-    PROVIDER
-        .get_or_init(|| Arc::new(ring::default_provider()))
-        .clone()
+    let made = || {
+        let mut provider = ring::default_provider();
+        let first = |suite: &SupportedCipherSuite| suite.suite() != TLS13_AES_128_GCM_SHA256;
+        provider.cipher_suites.sort_by_key(first);
+        Arc::new(provider)
+    };
+    PROVIDER.get_or_init(made).clone()
 }
 
 /// For the side that dials.
@@ -54,4 +62,16 @@ pub(super) fn server(
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn the_faster_cipher_is_offered_first_and_no_other_is_gone() {
+        let suites = &provider().cipher_suites;
+        assert_eq!(suites[0].suite(), TLS13_AES_128_GCM_SHA256);
+        assert_eq!(suites.len(), ring::default_provider().cipher_suites.len());
+    }
 }

@@ -48,6 +48,15 @@ impl PeerStream {
     pub fn address(&self) -> SocketAddr {
         self.address
     }
+
+    /// From now on the runtime of this thread wakes whoever waits for this stream: for a thread of its own, which another
+    /// one's would have to wake each time.
+    ///
+    /// # Errors
+    /// When the runtime cannot take it; the stream is broken then.
+    pub fn settle(&mut self) -> io::Result<()> {
+        self.tls.get_mut().0.get_mut().settle()
+    }
 }
 
 impl AsyncRead for PeerStream {

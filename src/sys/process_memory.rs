@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
+use std::ptr;
 
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
@@ -42,6 +43,41 @@ impl ProcessMemory {
         }
     }
 
+    /// As [`Self::read`], at most `length` bytes, behind what `into` has.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn append(&self, address: u64, length: usize, into: &mut Vec<u8>) -> io::Result<usize> {
+        into.reserve(length);
+        let local = libc::iovec {
+            iov_base: into.spare_capacity_mut().as_mut_ptr().cast(),
+            iov_len: length,
+        };
+        let remote = libc::iovec {
+            iov_base: ptr::without_provenance_mut(
+                usize::try_from(address).map_err(|_| io::ErrorKind::InvalidInput)?,
+            ),
+            iov_len: length,
+        };
+        // SAFETY: `local` is the spare room of `into`, reserved above and borrowed by nobody else. `remote` is an address
+        // in the other process, which the kernel checks there.
+        let read = unsafe { libc::process_vm_readv(self.pid.as_raw(), &local, 1, &remote, 1, 0) };
+        let before = into.len();
+        match usize::try_from(read) {
+            Ok(read) if read > 0 => {
+                // SAFETY: the kernel has filled so many bytes behind the first `before`, within what was reserved.
+                unsafe { into.set_len(before + read.min(length)) };
+                Ok(read)
+            }
+            _ => {
+                into.resize(before + length, 0);
+                let read = self.read_forced(address, &mut into[before..]);
+                into.truncate(before + read.as_ref().copied().unwrap_or(0));
+                read
+            }
+        }
+    }
+
     /// As [`Self::read`], whatever the protections.
     pub fn read_forced(&self, address: u64, buffer: &mut [u8]) -> io::Result<usize> {
         match self.file.read_at(buffer, address) {
@@ -71,5 +107,12 @@ mod test {
         );
         assert_eq!(buffer, known);
         assert!(memory.read(0x10, &mut buffer).is_err());
+        let mut both = b"then ".to_vec();
+        let appended = memory.append(address, known.len(), &mut both).unwrap();
+        assert_eq!((appended, &both[..5]), (known.len(), &b"then "[..]));
+        assert_eq!(both[5..], known);
+        // Nothing is left of what could not be read.
+        assert!(memory.append(0x10, 100, &mut both).is_err());
+        assert_eq!(both.len(), 5 + known.len());
     }
 }

@@ -927,7 +927,14 @@ async fn question(inner: Arc<Inner>, process: Arc<Process>, stream: DuplexStream
     if let Purpose::Stream { token, index } = greeting.purpose {
         let _ = process
             .door
-            .enter(stream, &name("alpha"), greeting.migration, token, index)
+            .enter(
+                stream,
+                |_| Ok(()),
+                &name("alpha"),
+                greeting.migration,
+                token,
+                index,
+            )
             .await;
         return;
     }

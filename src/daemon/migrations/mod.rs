@@ -214,7 +214,12 @@ impl Migrations {
         };
         let (id, purpose) = (greeting.migration, greeting.purpose);
         if let Purpose::Stream { token, index } = purpose {
-            if let Err(error) = self.door.enter(stream, &peer, id, token, index).await {
+            let settle = PeerStream::settle;
+            if let Err(error) = self
+                .door
+                .enter(stream, settle, &peer, id, token, index)
+                .await
+            {
                 tracing::warn!(%peer, "a stream was refused: {error}");
             }
             return;

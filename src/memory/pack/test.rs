@@ -1,5 +1,6 @@
 use super::*;
-use crate::memory::{Decoder, Frame};
+use crate::memory::frame::{LONGEST_BATCH, RUN_PAGES};
+use crate::memory::{Decoder, Frame, Space};
 use crate::model::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
@@ -78,6 +79,25 @@ fn what_compresses_is_small_and_what_does_not_is_as_it_is() {
     }
     let zeros = packed_at(0, &run(0));
     assert_eq!((zeros.bytes.len(), zeros.zero), (HEADER, Pages(RUN_PAGES)));
+}
+
+#[test]
+fn memory_that_compresses_is_found_behind_much_that_does_not() {
+    let mut packer = Packer::new().unwrap();
+    let copies = Copies::new(Bytes(0));
+    let mut length = |kind| {
+        let mut batch = Batch::new(Vec::new());
+        for number in 0..8 {
+            batch.take(TASK, number * PAGE_SIZE, &page(kind, number + 1));
+        }
+        let done = packer.pack(batch, Vec::new(), 1, &copies).unwrap();
+        done.bytes.len()
+    };
+    let plain = 8 * PAGE + HEADER;
+    assert!((0..100).all(|_| length(2) == plain));
+    let late = (0..100).take_while(|_| length(1) == plain).count();
+    assert!(late < SELDOM as usize, "{late}");
+    assert!((0..100).all(|_| length(1) < plain), "each is tried again");
 }
 
 #[test]

@@ -61,6 +61,61 @@ fn after_a_flush_everything_is_there_by_whatever_worker() {
 }
 
 #[test]
+fn what_is_read_straight_into_a_batch_is_what_would_have_been_copied_there() {
+    // Runs of noise, of zeros, and of pages that nobody wants, the borders of which are nowhere near a piece's.
+    let mut memory = noise(3000);
+    for (from, to) in [(100, 101), (300, 700), (1024, 1280), (2990, 3000)] {
+        memory[from * PAGE..to * PAGE].fill(0);
+    }
+    let known = |at: u64| (1500..1800).contains(&(at / PAGE_SIZE)) || at / PAGE_SIZE == 50;
+    // The last three cannot be read.
+    let end = 2997 * PAGE;
+    let mut judged = Vec::new();
+    let (store, sent, _directory) = sent_by(Compress::None, |sender| {
+        let mut seen = |at: u64, page: &[u8]| {
+            judged.push(at);
+            assert_eq!(page, &memory[at as usize..][..PAGE]);
+            match () {
+                () if known(at) => Seen::Known,
+                () if page.iter().all(|byte| *byte == 0) => Seen::Zero,
+                () => Seen::Changed,
+            }
+        };
+        let mut at = 0;
+        loop {
+            // More than a batch has room for, and half a page behind the end of what can be read.
+            let mut read = |length: usize, into: &mut Vec<u8>| {
+                let length = length.min((end - at).next_multiple_of(PAGE).min(end + 99 - at));
+                into.extend_from_slice(&memory[at..][..length]);
+                length
+            };
+            match sender.read(TASK, at as u64, 150 * PAGE, &mut read, &mut seen)? {
+                0 => break,
+                read => at += read,
+            }
+        }
+        assert_eq!(at, end);
+        sender.flush()
+    });
+    let pages = (0..2997).map(|page| page * PAGE_SIZE);
+    assert!(judged.iter().copied().eq(pages), "each page is judged once");
+    assert_eq!(
+        (sent.zero, sent.pages),
+        (Pages(664), Pages(2997 - 664 - 301))
+    );
+    let mut stored = vec![0; end];
+    let file = &store.known(TASK).unwrap().file;
+    std::os::unix::fs::FileExt::read_at(file, &mut stored, 0).unwrap();
+    let mut wanted = memory[..end].to_vec();
+    for page in wanted.chunks_exact_mut(PAGE).zip((0..).step_by(PAGE)) {
+        if known(page.1) {
+            page.0.fill(0);
+        }
+    }
+    assert!(stored == wanted);
+}
+
+#[test]
 fn an_out_that_fails_ends_the_round_with_its_error() {
     let pool = Pool::with_workers(Compress::None, 2).unwrap();
     let mut handed = 0;

@@ -1,7 +1,9 @@
 //! Pages out of a task's memory into frames.
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use super::super::frame::RUN_PAGES;
 use super::super::space::Space;
@@ -34,8 +36,8 @@ pub fn tracked(page: &[u8]) -> Seen {
     }
 }
 
-/// Where pages are read from, by address.
-pub type Read<'a> = dyn Fn(u64, &mut [u8]) -> io::Result<usize> + 'a;
+/// Where pages are read from, by address: at most so many bytes, which are appended.
+pub type Read<'a> = dyn Fn(u64, usize, &mut Vec<u8>) -> io::Result<usize> + 'a;
 
 /// Sends these runs of a task's memory as `judge` finds each page. Returns the runs that could not be read.
 pub fn send(
@@ -46,7 +48,7 @@ pub fn send(
     sender: &mut Sender<'_>,
     stats: &mut RoundStats,
 ) -> Result<Vec<Range<u64>>, MemoryError> {
-    let read = |at, buffer: &mut [u8]| memory.read(at, buffer);
+    let read = |at, length, into: &mut Vec<u8>| memory.append(at, length, into);
     send_from(&read, space, runs, judge, sender, stats)
 }
 
@@ -78,19 +80,12 @@ pub fn send_from(
     sender: &mut Sender<'_>,
     stats: &mut RoundStats,
 ) -> Result<Vec<Range<u64>>, MemoryError> {
-    let mut buffer = vec![0; PIECE];
     let mut unread = Vec::new();
     for run in runs {
         let mut at = run.start;
         while at < run.end {
             let until_border = PIECE as u64 - at % PIECE as u64;
             let wanted = (run.end - at).min(until_border) as usize;
-            let read = whole_pages(source, at, &mut buffer[..wanted]);
-            if read == 0 {
-                extend(&mut unread, at..at + PAGE_SIZE);
-                at += PAGE_SIZE;
-                continue;
-            }
             let mut seen = |vaddr, page: &[u8]| {
                 let seen = judge(vaddr, page);
                 stats.scanned += Pages(1);
@@ -99,21 +94,34 @@ pub fn send_from(
                 }
                 seen
             };
-            sender.pages(space, at, &buffer[..read], &mut seen)?;
+            let mut read = |length, into: &mut Vec<u8>| patiently(source, at, length, into);
+            let read = sender.read(space, at, wanted, &mut read, &mut seen)?;
+            if read == 0 {
+                extend(&mut unread, at..at + PAGE_SIZE);
+                at += PAGE_SIZE;
+            }
             at += read as u64;
         }
     }
     Ok(unread)
 }
 
-/// Reads whole pages; how many bytes, none where the first page cannot be read. A process's memory is read as far
-/// as it goes, since mappings end while it runs.
-fn whole_pages(source: &Read<'_>, at: u64, buffer: &mut [u8]) -> usize {
+/// Reads as far as it goes, since mappings end while a process runs: how many bytes, none where nothing can be read.
+fn patiently(source: &Read<'_>, at: u64, length: usize, into: &mut Vec<u8>) -> usize {
     loop {
-        return match source(at, buffer) {
-            Ok(read) => read - read % PAGE_SIZE as usize,
+        return match source(at, length, into) {
+            Ok(read) => read,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => 0,
         };
     }
+}
+
+/// The same source for files.
+pub fn append_of(file: &File, at: u64, length: usize, into: &mut Vec<u8>) -> io::Result<usize> {
+    let before = into.len();
+    into.resize(before + length, 0);
+    let read = file.read_at(&mut into[before..], at);
+    into.truncate(before + read.as_ref().copied().unwrap_or(0));
+    read
 }

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -77,7 +77,7 @@ impl Segments {
             let runs = data(&file).unwrap_or_default().into_iter();
             let space = Space::Shared(inode);
             let mut judge = |vaddr: u64, page: &[u8]| sent.update(space, vaddr, page);
-            let read = |at, buffer: &mut [u8]| file.read_at(buffer, at);
+            let read = |at, length, into: &mut Vec<u8>| read::append_of(&file, at, length, into);
             read::send_from(&read, space, runs, &mut judge, sender, stats)?;
         }
         Ok(())

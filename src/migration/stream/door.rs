@@ -1,9 +1,10 @@
 //! Where further streams of a migration find it.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::runtime::Handle;
+use tokio::runtime;
 use tokio_util::sync::CancellationToken;
 
 use super::super::bare::{Duplex, say};
@@ -78,11 +79,14 @@ impl Door {
 
     /// Serves a stream to its end, where a migration of this peer expects it; else tells the peer so.
     ///
+    /// It is served by a thread with a runtime of its own, for which `settle` makes the stream ready in that thread.
+    ///
     /// # Errors
     /// When none does.
-    pub async fn enter(
+    pub async fn enter<S: Duplex>(
         &self,
-        mut stream: impl Duplex,
+        mut stream: S,
+        settle: impl FnOnce(&mut S) -> io::Result<()> + Send + 'static,
         peer: &Name,
         migration: MigrationId,
         token: StreamToken,
@@ -102,12 +106,24 @@ impl Door {
         {
             return Ok(());
         }
-        let runtime = Handle::current();
         let served = tokio::task::spawn_blocking(move || {
-            runtime.block_on(intake.serve(stream, &replaced));
+            let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+            runtime.block_on(async {
+                settle(&mut stream)?;
+                intake.serve(stream, &replaced).await;
+                Ok(())
+            })
         });
-        if let Err(error) = served.await {
-            tracing::error!(%migration, stream = index, %error, "a stream's thread has died");
+        let served: Result<io::Result<()>, _> = served.await;
+        match served {
+            Ok(Ok(())) => {}
+            // The source dials again.
+            Ok(Err(error)) => {
+                tracing::error!(%migration, stream = index, %error, "a stream could not be served");
+            }
+            Err(error) => {
+                tracing::error!(%migration, stream = index, %error, "a stream's thread has died");
+            }
         }
         Ok(())
     }

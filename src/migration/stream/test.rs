@@ -94,7 +94,7 @@ impl Dial for Dialler {
                 };
                 let (door, source) = (&there.door, &there.source);
                 let _ = door
-                    .enter(far, source, greeting.migration, token, index)
+                    .enter(far, |_| Ok(()), source, greeting.migration, token, index)
                     .await;
             });
             Ok(Box::new(near) as Box<dyn Duplex>)
@@ -306,7 +306,8 @@ async fn a_stream_of_a_stranger_is_refused() {
         let (mut near, far) = tokio::io::duplex(1 << 10);
         let door = there.door.clone();
         let peer = name(peer);
-        let serving = tokio::spawn(async move { door.enter(far, &peer, id, token, index).await });
+        let serving =
+            tokio::spawn(async move { door.enter(far, |_| Ok(()), &peer, id, token, index).await });
         let said = wait_for(&mut near).await.unwrap();
         drop(near);
         (said, serving.await.unwrap())

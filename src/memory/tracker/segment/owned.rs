@@ -90,7 +90,7 @@ impl OwnedSegment {
         stats.scanned += pages(&self.unsure);
         let mut now = RoundStats::default();
         let mut judge = |_, page: &[u8]| read::tracked(page);
-        let source = |at, buffer: &mut [u8]| self.file.read_at(buffer, at);
+        let source = |at, length, into: &mut Vec<u8>| read::append_of(&self.file, at, length, into);
         let runs = news.into_iter();
         let unread = read::send_from(&source, self.space, runs, &mut judge, sender, &mut now)?;
         stats.changed += now.changed;
