@@ -1,7 +1,7 @@
 //! What CRIU says on its lazy-pages socket while it restores.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::wire::FromCriu;
 use crate::sys::fdpass;
@@ -31,6 +31,12 @@ pub enum Heard {
     End,
     /// Something that makes no sense.
     Nonsense,
+}
+
+impl AsFd for Restorer {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
 }
 
 impl Restorer {

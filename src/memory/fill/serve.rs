@@ -5,6 +5,7 @@ mod between;
 mod later;
 mod resume;
 mod talk;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollTimeout};
 
 use self::between::come_first;
 pub use self::talk::said;
@@ -238,8 +239,9 @@ impl<'a> Filler<'a> {
                     self.tell(&ToGuard::Connection, Some(fd.as_fd()))?;
                     self.watch(fd.as_fd(), RESTORER)?;
                     self.restorer = Some(Restorer::new(fd));
-                    // Closed, and with that no longer watched.
-                    self.listener = None;
+                    if let Some(listener) = self.listener.take() {
+                        self.unwatch(listener.as_fd())?;
+                    }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(failed("accept", "CRIU")(error)),
@@ -254,7 +256,9 @@ impl<'a> Filler<'a> {
                 // the rest begins when they run.
                 Heard::Finished => {}
                 Heard::End => {
-                    self.restorer = None;
+                    if let Some(restorer) = self.restorer.take() {
+                        self.unwatch(restorer.as_fd())?;
+                    }
                     if self.guard.is_none() {
                         self.begin();
                     }
@@ -427,12 +431,6 @@ impl<'a> Filler<'a> {
         marked.map_err(failed("mark", "the end"))?;
         self.tell(&ToGuard::Filled, None)
     }
-
-    fn watch(&self, fd: BorrowedFd<'_>, token: u64) -> Result<(), MemoryError> {
-        let event = EpollEvent::new(EpollFlags::EPOLLIN, token);
-        let added = self.epoll.add(fd, event);
-        added.map_err(|e| failed("watch", "a descriptor")(e.into()))
-    }
 }
 
 fn failed(operation: &'static str, what: &str) -> impl FnOnce(io::Error) -> MemoryError {
@@ -448,3 +446,6 @@ fn stuck(what: &str) -> MemoryError {
     let what = what.to_owned();
     MemoryError::FillStuck { what }
 }
+
+#[cfg(test)]
+mod test;
