@@ -10,7 +10,8 @@
  *     attack whoami                succeeds for root
  *     attack busy SECONDS          keeps the kernel as busy as one may: processors, calls, files, pipes, sockets
  *     attack watch SECONDS         takes all instances of inotify that its user may have, and holds them
- *     attack bomb fork|memory      as many processes, as much memory as there is; bounded by what kills it
+ *     attack bomb fork|memory [S]  as many processes, as much memory as there is; bounded by what kills it; for S
+ *                                  seconds again and again, and how often
  *
  * The keys: pid (of a process outside), file (a path outside), abstract (the name of a socket outside), shm (the key of
  * a segment outside), exe (how a program of the runtime is called).
@@ -868,6 +869,24 @@ static int bomb(const char *kind) {
   return 0;
 }
 
+static int bombs(const char *kind, int seconds) {
+  time_t end = time(NULL) + seconds;
+  int times = 0;
+  for (; time(NULL) < end; times++) {
+    pid_t child = fork();
+    if (!child) {
+      prctl(PR_SET_PDEATHSIG, SIGKILL);
+      close(1);
+      _exit(bomb(kind));
+    }
+    /* Those of the last time still die. */
+    if (child < 0) times--, usleep(1000);
+    while (wait(NULL) > 0) {}
+  }
+  printf("%d times\n", times);
+  return 0;
+}
+
 int main(int argc, char **argv) {
   if (argc > 1 && !strcmp(argv[1], "wait"))
     for (;;) pause();
@@ -877,6 +896,7 @@ int main(int argc, char **argv) {
   if (argc > 1 && !strcmp(argv[1], "whoami")) return printf("user %d\n", geteuid()) < 0 || geteuid();
   if (argc > 2 && !strcmp(argv[1], "busy")) return busy(atoi(argv[2]));
   if (argc > 2 && !strcmp(argv[1], "watch")) return take_watches(atoi(argv[2]));
+  if (argc > 3 && !strcmp(argv[1], "bomb")) return bombs(argv[2], atoi(argv[3]));
   if (argc > 2 && !strcmp(argv[1], "bomb")) return bomb(argv[2]);
   int one = argc > 2 && !strcmp(argv[1], "one");
   keys = argv + (argc < 2 ? argc : one ? 3 : 2);

@@ -361,29 +361,39 @@ BOMBS = {"fork": ("pids", ["--pids", "200"]), "memory": ("memory", ["--memory", 
 
 def bombs(lab, table, address):
     controllers = lab.on(HOST, "cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split()
+    quiet = Latency(lab, address, 8).result()
     for name, (controller, limit) in BOMBS.items():
         if controller not in controllers:
             reason = f"not tried: this kernel's cgroup v2 has no controller {controller}"
             table.add(f"bomb: {name}", False, reason, otherwise="skipped")
+            table.add(f"neighbour: {name} bomb", False, reason, otherwise="skipped")
             continue
         lab.on(HOST, "godwit", "run", "--template", "hostile", "--name", "bomber", *limit)
-        done = lab.on(HOST, "godwit", "exec", "--user", "0:0", "bomber", "--", "/attack", "bomb", name, check=False)
-        lab.on(HOST, "godwit", "delete", "bomber", "--force")
+        ignite = ["godwit", "exec", "--user", "0:0", "bomber", "--", "/attack", "bomb", name]
+        done = lab.on(HOST, *ignite, check=False)
         table.add(f"bomb: {name}", done.returncode == 0, done.stdout.strip() or f"ended with status {done.returncode}")
+        neighbour(lab, table, f"neighbour: {name} bomb", address, quiet, controllers, [*ignite, "6"])
+        lab.on(HOST, "godwit", "delete", "bomber", "--force")
     watches(lab, table)
-    quiet = Latency(lab, address, 8).result()
+    neighbour(lab, table, "neighbour: starve it", address, quiet, controllers,
+              ["godwit", "exec", "--user", "0:0", "evil", "--", "/attack", "busy", "6"])
+
+
+def neighbour(lab, table, case, address, quiet, controllers, attack):
+    """How long the neighbour's answers take meanwhile, beside what they took before, on the same machine."""
     under = Latency(lab, address, 8)
-    busy = lab.start(HOST, "godwit", "exec", "--user", "0:0", "evil", "--", "/attack", "busy", "6")
+    attacking = lab.start(HOST, *attack)
     attacked = under.result()
-    busy.communicate(timeout=60 * lab.slow)
+    said = attacking.communicate(timeout=60 * lab.slow)[0].strip()
+    if attacking.returncode:
+        raise SystemExit(f"{case}: the attack itself failed: {said}")
     reason = "median {:.0f} µs, 99 of 100 {:.0f} µs; before: {:.0f}, {:.0f}".format(
         attacked["median_us"], attacked["p99_us"], quiet["median_us"], quiet["p99_us"]
-    )
+    ) + (f"; {said}" if said else "")
     # Nothing but the scheduler shares the processors where there is no controller for them.
     bounded = "cpu" in controllers
     slower = attacked["median_us"] > 4 * quiet["median_us"] + 1000
-    table.add("neighbour: starve it", slower, reason if bounded else f"no controller cpu; {reason}",
-              otherwise=None if bounded else "skipped")
+    table.add(case, slower, reason if bounded else f"no controller cpu; {reason}", otherwise=None if bounded else "skipped")
 
 
 def watches(lab, table):
