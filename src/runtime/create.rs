@@ -8,26 +8,22 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use nix::sys::wait::waitpid;
-use nix::unistd::Pid;
 use oci_spec::runtime::{Hooks, LinuxNamespaceType, Spec};
 
 use super::birth::{self, Birth};
 use super::command::Command;
 use super::devices::NetDevices;
-use super::error::{file, in_one_line, refused, system};
+use super::error::{file, refused, system};
 use super::init::Inside;
 use super::memory_policy::MemoryPolicy;
 use super::plan::{Facts, Plan};
-use super::state::{self, Id, Identity, Record, Status};
-use super::store::{self, Home, Root};
+use super::state::{Id, Identity, Record, Status};
+use super::store::{self, Root};
 use super::talk::{hear, say};
+use super::undo::Undo;
 use super::wire::{FromProcess, ToProcess};
-use super::{
-    RuntimeError, check_hooks, console, delete, limits, list_of, owner, run_hooks, streams, unknown,
-};
+use super::{RuntimeError, check_hooks, console, limits, list_of, run_hooks, streams, unknown};
 use crate::cgroup::manage::{Driver, Group, Planned};
-use crate::net::Moved;
 use crate::rootfs::bundle;
 use crate::sys::{fdpass, pidfd};
 
@@ -320,144 +316,4 @@ pub(super) fn send_pidfd(path: &Path, pid: i32) -> Result<(), RuntimeError> {
 /// Connects to a stream socket.
 pub(super) fn connect(path: &Path) -> Result<UnixStream, RuntimeError> {
     UnixStream::connect(path).map_err(file("connect to", path))
-}
-
-/// What is there of a container that is not finished.
-pub(super) struct Undo<'a> {
-    root: &'a Root,
-    home: Option<Home>,
-    cgroup: Option<Group>,
-    record: Option<Record>,
-    /// Devices of the host that it has.
-    pub devices: Vec<Moved>,
-    begun: bool,
-}
-
-impl<'a> Undo<'a> {
-    /// Nothing, in a home of its own.
-    pub fn new(root: &'a Root, home: Home) -> Self {
-        Self {
-            root,
-            home: Some(home),
-            cgroup: None,
-            record: None,
-            devices: Vec::new(),
-            begun: false,
-        }
-    }
-
-    /// Makes the cgroup. Before, there is a record, so that `delete` knows of the cgroup, whoever is killed when.
-    pub fn make(&mut self, wish: &Wish<'_>, cgroup: Planned) -> Result<Group, RuntimeError> {
-        cgroup.check_free()?;
-        let nobody = Identity {
-            pid: 0,
-            start_time: 0,
-        };
-        self.record = Some(wish.record(nobody, cgroup.path()));
-        self.save()?;
-        let group = cgroup.create()?;
-        self.cgroup = Some(group.clone());
-        if let Some(owner) = owner::of_cgroup(&wish.spec, &wish.plan.namespaces) {
-            group.give_to(owner)?;
-        }
-        Ok(group)
-    }
-
-    /// It has been restored as this process.
-    pub fn restored(&mut self, init: Identity) -> Result<(), RuntimeError> {
-        if let Some(record) = &mut self.record {
-            record.init = init;
-        }
-        self.ready()
-    }
-
-    /// Its directory.
-    pub fn home(&self) -> Result<&Home, RuntimeError> {
-        self.home.as_ref().ok_or_else(|| RuntimeError::Missing {
-            id: String::new(),
-            root: self.root.path().to_owned(),
-        })
-    }
-
-    /// What is written about it.
-    fn record(&self) -> Result<&Record, RuntimeError> {
-        self.record.as_ref().ok_or_else(|| RuntimeError::Child {
-            why: "there is none".to_owned(),
-        })
-    }
-
-    /// From now on there is a process.
-    fn born(&mut self, pid: i32) {
-        if let Some(record) = &mut self.record {
-            record.init = store::identity(pid).unwrap_or(Identity { pid, start_time: 0 });
-        }
-        self.begun();
-    }
-
-    /// From now on hooks are run, and so in the end those of the kind poststop.
-    pub fn begun(&mut self) {
-        self.begun = true;
-    }
-
-    fn save(&self) -> Result<(), RuntimeError> {
-        match &self.record {
-            Some(record) => self.home()?.save(record),
-            None => Ok(()),
-        }
-    }
-
-    fn ready(&mut self) -> Result<(), RuntimeError> {
-        if let Some(record) = &mut self.record {
-            record.ready = true;
-        }
-        self.save()
-    }
-
-    /// Its state, as hooks are told it.
-    pub fn state(&self, status: Status) -> Result<serde_json::Value, RuntimeError> {
-        let record = self.record.as_ref();
-        Ok(record.map_or(serde_json::Value::Null, |record| {
-            state::for_hooks(record, status)
-        }))
-    }
-
-    /// Everything is as it should be.
-    pub fn keep(&mut self) -> Result<Record, RuntimeError> {
-        self.record().cloned()
-    }
-
-    /// Takes everything away again; as much as can be.
-    pub fn all(&mut self) {
-        let complain = |result: Result<(), RuntimeError>| {
-            if let Err(error) = result {
-                tracing::warn!("cannot undo: {}", in_one_line(&error));
-            }
-        };
-        // Before its namespace ends, and they with it.
-        for device in self.devices.drain(..) {
-            complain(device.take_back().map_err(Into::into));
-        }
-        if let Some(record) = &self.record {
-            let pid = record.init.pid;
-            // None yet is 0, which would mean others. It is our child and not reaped, so the number is its own.
-            if pid > 0 {
-                let _ = pidfd::open(pid).and_then(|p| pidfd::signal(p.as_fd(), libc::SIGKILL));
-                let _ = waitpid(Pid::from_raw(pid), None);
-            }
-        }
-        if let Some(group) = self.cgroup.take() {
-            complain(
-                group
-                    .kill()
-                    .and_then(|()| group.remove())
-                    .map_err(Into::into),
-            );
-        }
-        if let Some(record) = self.record.as_ref().filter(|_| self.begun) {
-            delete::poststop(record);
-        }
-        if let Some(home) = self.home.take() {
-            complain(home.remove());
-        }
-    }
 }

@@ -50,6 +50,7 @@ pub mod state;
 mod store;
 mod streams;
 mod talk;
+mod undo;
 mod unknown;
 pub mod wire;
 

@@ -16,12 +16,13 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::LinuxNamespaceType;
 
 use super::checkpoint::{self, namespace_key, proc_name};
-use super::create::{self, Request, Undo, Wish};
+use super::create::{self, Request, Wish};
 use super::error::{file, system};
 use super::foreground::Attention;
 use super::run::Ended;
 use super::state::{Record, Status};
 use super::store::{self, Root};
+use super::undo::Undo;
 use super::{RuntimeError, birth, images, plan, run_hooks, streams};
 use crate::cgroup::manage::Planned;
 use crate::criu::{Allowed, Criu, Notify, RestoreRequest as Asked, Session, Spawn, Verdict};
