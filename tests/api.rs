@@ -82,6 +82,7 @@ impl Backend for Fake {
                     gateway: None,
                     mac: Mac::of(address),
                 },
+                bundle: None,
             },
             state: if request.start {
                 ContainerState::Running

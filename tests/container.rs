@@ -149,6 +149,7 @@ impl World {
                 gateway: Some(Ipv4Addr::new(10, 77, 0, 1)),
                 mac: Mac::of(address),
             },
+            bundle: None,
         }
     }
 

@@ -285,16 +285,18 @@ impl Cgroup {
         Ok(freezer::event(&self.read("cgroup.events")?, "populated"))
     }
 
-    /// Ends it: kills what is in it, waits until that is gone, and removes it with everything below. That it
-    /// is not there is no error.
+    /// Kills what is in it, frozen or not, and waits until that is gone.
+    pub fn clear(&self) -> Result<(), CgroupError> {
+        self.kill()?;
+        self.wait_for("populated", false, Duration::from_secs(10))
+    }
+
+    /// Ends it: [`Cgroup::clear`], and removes it with everything below. That it is not there is no error.
     pub fn remove(&self) -> Result<(), CgroupError> {
         if !self.exists() {
             return Ok(());
         }
-        let removed = self
-            .kill()
-            .and_then(|()| self.wait_for("populated", false, Duration::from_secs(10)))
-            .and_then(|()| remove_tree(&self.path));
+        let removed = self.clear().and_then(|()| remove_tree(&self.path));
         match removed {
             // systemd removes those of its units as soon as nobody is in them.
             Err(_) if !self.exists() => Ok(()),

@@ -24,8 +24,10 @@ pub struct Subject {
     pub images: PathBuf,
     /// The inode number of its network namespace, which stays outside of the images.
     pub netns_inode: u64,
-    /// What of the host is mounted in it, by its path, which is the same on every host.
-    pub bound: Vec<&'static str>,
+    /// What is mounted in it and stays outside of the images: where, and the name that they have for it.
+    pub bound: Vec<(PathBuf, PathBuf)>,
+    /// The name of the `/dev/null` among its streams, where that is in none of its mounts.
+    pub null: Option<String>,
     /// The paths of what it watches, in it, for those that CRIU would not find.
     pub watched: Vec<PathBuf>,
 }
@@ -34,7 +36,11 @@ impl Subject {
     /// What is asked of CRIU.
     pub(super) fn request(&self, page_server: i32) -> DumpRequest {
         let mut external = vec![format!("net[{}]:{NETNS_KEY}", self.netns_inode)];
-        external.extend(self.bound.iter().map(|path| format!("mnt[{path}]:{path}")));
+        let mount = |(place, name): &(PathBuf, PathBuf)| {
+            format!("mnt[{}]:{}", place.display(), name.display())
+        };
+        external.extend(self.bound.iter().map(mount));
+        external.extend(self.null.clone());
         DumpRequest {
             page_server: Some(Server::Passed(page_server)),
             freeze_cgroup: Some(self.cgroup.path().to_owned()),

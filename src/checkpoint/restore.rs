@@ -27,6 +27,10 @@ pub struct Plan {
     pub stdio_inodes: [u64; 2],
     /// What of the host is mounted in it, by its path here and there.
     pub bound: Vec<PathBuf>,
+    /// What else is mounted in it that is not in the images: by the name that they have for it, and where it is here.
+    pub copies: Vec<(PathBuf, PathBuf)>,
+    /// How the images name a `/dev/null` that is in no mount of the container's.
+    pub null: Option<String>,
     /// Who brings the memory that the images leave out; none where they leave out none.
     pub fill: Option<Arc<Guard>>,
 }
@@ -50,14 +54,20 @@ pub fn restore(
         session,
         netns,
         stdio,
+        null,
     } = standby;
     let mut inherit = vec![(NETNS_KEY.to_owned(), netns)];
     for (inode, pipe) in plan.stdio_inodes.into_iter().zip(stdio) {
         inherit.push((format!("pipe:[{inode}]"), pipe));
     }
-    let bound = plan.bound.iter().map(|path| path.display());
+    inherit.extend(plan.null.map(|name| (name, null)));
+    let bound = plan.bound.iter().map(|path| (path, path));
+    let copies = plan.copies.iter().map(|(name, place)| (name, place));
+    let mount = |(name, place): (&PathBuf, &PathBuf)| {
+        format!("mnt[{}]:{}", name.display(), place.display())
+    };
     let request = RestoreRequest {
-        external: bound.map(|path| format!("mnt[{path}]:{path}")).collect(),
+        external: bound.chain(copies).map(mount).collect(),
         root: Some(plan.root),
         inherit,
         lazy_pages: plan.fill.is_some(),

@@ -116,6 +116,8 @@ impl Restorer for CriuRestorer {
             root: request.root.clone(),
             stdio_inodes: request.stdio_inodes,
             bound: request.bound.clone(),
+            copies: request.copies.clone(),
+            null: request.null.clone(),
             fill: fill.transpose()?,
         };
         let standby = ready.criu(&With {

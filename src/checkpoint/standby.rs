@@ -10,6 +10,9 @@ use crate::memory::PageServer;
 use super::conversation::Conversation;
 use super::{CheckpointError, Subject};
 
+/// What a stream is that leads nowhere.
+const NULL: &str = "/dev/null";
+
 /// A CRIU that was asked for a dump and waits for its container to be frozen. It has done nothing to it yet; dropping
 /// it ends it.
 #[derive(Debug)]
@@ -80,6 +83,8 @@ pub struct StandbyRestore {
     pub(super) netns: i32,
     /// The pipes of standard output and error, as CRIU numbers them.
     pub(super) stdio: [i32; 2],
+    /// This host's `/dev/null`, as CRIU numbers it.
+    pub(super) null: i32,
 }
 
 impl StandbyRestore {
@@ -102,6 +107,11 @@ impl StandbyRestore {
             })
         };
         let opened = open(netns)?;
+        let null = File::options().read(true).write(true).open(NULL);
+        let null = null.map_err(|source| CheckpointError::Open {
+            what: NULL.to_owned(),
+            source,
+        })?;
         let users = userns.map(open).transpose()?;
         let mut spawn = Spawn {
             cgroup: Some(cgroup.to_owned()),
@@ -114,6 +124,7 @@ impl StandbyRestore {
         };
         let netns = spawn.pass(opened.into());
         let stdio = stdio.map(|pipe| spawn.pass(pipe));
+        let null = spawn.pass(null.into());
         let session = Session::start(criu, spawn).map_err(|source| CheckpointError::Criu {
             operation: "restore",
             source,
@@ -122,6 +133,7 @@ impl StandbyRestore {
             session,
             netns,
             stdio,
+            null,
         })
     }
 

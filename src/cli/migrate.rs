@@ -32,7 +32,8 @@ use crate::model::{
   godwit migrate cache --to beta --on-no-convergence abort --timeout 2m
   godwit migrate cache --to beta --tracker hash --restore eager --format json")]
 pub struct Migrate {
-    /// The container.
+    /// The container; one of an OCI bundle by its id.
+    #[arg(value_parser = values::container)]
     name: Name,
     /// The destination, by its name among the peers.
     #[arg(long, value_name = "HOST")]

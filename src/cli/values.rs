@@ -2,7 +2,13 @@
 
 use std::time::Duration;
 
-use crate::model::{Bytes, Rate};
+use crate::model::id::IdError;
+use crate::model::{Bytes, Name, Rate};
+
+/// A container's name, or the id of one of a bundle.
+pub fn container(text: &str) -> Result<Name, IdError> {
+    Name::of_id(text).map_or_else(|| text.parse(), Ok)
+}
 
 /// `512M`, `1.5GiB`, `4096`: a number of bytes, in binary units.
 pub fn bytes(text: &str) -> Result<Bytes, String> {

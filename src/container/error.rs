@@ -130,6 +130,14 @@ pub enum ContainerError {
         /// What can be given.
         remedy: &'static str,
     },
+    /// Its command cannot be started another time.
+    #[error(
+        "{name} cannot be started again: it was made of an OCI bundle on another host, and what that asked for besides its          command is not here; make it anew of its bundle (`godwit create --bundle`), or `godwit delete` it"
+    )]
+    OfABundle {
+        /// The container.
+        name: Name,
+    },
     /// Something failed, and so did taking back what had been done before it.
     #[error("{cause}; in addition, not everything could be taken back: {}", leftovers.join("; "))]
     Undo {

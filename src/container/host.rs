@@ -66,6 +66,11 @@ impl Host {
         self.run(name).join("layers")
     }
 
+    /// Copies of what was bound in it on the host where it was made of a bundle, each by its number.
+    pub fn copies(&self, name: &Name) -> PathBuf {
+        self.run(name).join("copies")
+    }
+
     /// Its own layer: what it has changed.
     pub fn upper(&self, name: &Name) -> PathBuf {
         self.state(name).join("upper")

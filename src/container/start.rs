@@ -72,6 +72,9 @@ fn run(host: &Host, mut record: Record, seen: Seen) -> Result<i32, ContainerErro
 /// Makes anew what a stopped container has lost, or has left over.
 fn again(host: &Host, record: &Record) -> Result<Client, ContainerError> {
     let name = &record.spec.name;
+    if record.spec.bundle.is_some() {
+        return Err(ContainerError::OfABundle { name: name.clone() });
+    }
     place::remove_runtime(host, name)?;
     place::make(host, &record.spec)?;
     create::prepare(host, &record.spec).map_err(|error| {

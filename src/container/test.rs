@@ -27,5 +27,6 @@ pub(super) fn spec(name: &str, command: &[&str]) -> ContainerSpec {
             gateway: None,
             mac: Mac::of(address),
         },
+        bundle: None,
     }
 }

@@ -1,9 +1,9 @@
-//! Containers of OCI bundles, which the command line makes without a daemon: they are shown here, and everything else
-//! is left to the command line.
+//! Containers of OCI bundles, which the command line makes without a daemon: they are shown here, and found when they
+//! are to be moved to another host; everything else is left to the command line.
 //!
 //! They have no lock of the daemon's and no shim, and nothing about them is kept: each look reads their records and
-//! asks the kernel. A migration needs more than there is of them: a root file system that arrives with them, a network
-//! namespace whose gate can be closed, a keeper of their streams; see [`DaemonError::OfABundle`].
+//! asks the kernel. What it takes to move one is in [`super::migrations`]; where it arrives it is a container like
+//! others.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use super::DaemonError;
 use super::containers::blocking;
 use crate::api::types::Bundle;
 use crate::model::Name;
-use crate::runtime::{Id, Record, Root, RuntimeError, Status};
+use crate::runtime::{Id, Leaving, Record, Root, RuntimeError, Status, leaving};
 
 /// Those below one root directory.
 #[derive(Debug, Clone)]
@@ -66,18 +66,33 @@ impl Bundles {
         .await
     }
 
-    /// Says of a name that is not the daemon's whether it is that of one of these, which cannot be migrated.
-    pub fn explain(&self, error: DaemonError) -> DaemonError {
-        match error {
-            DaemonError::NoSuchContainer { name } if self.has(&name) => {
-                DaemonError::OfABundle { name }
-            }
-            other => other,
-        }
+    /// The id of the one that has this name on the network: see [`Name::of_id`].
+    pub fn find(&self, name: &Name) -> Option<Id> {
+        let same: Option<Id> = name.as_str().parse().ok();
+        let same = same.filter(|id| self.root.has(id));
+        same.or_else(|| {
+            let ids = self.root.ids().unwrap_or_default();
+            ids.into_iter()
+                .find(|id| Name::of_id(id.as_str()).as_ref() == Some(name))
+        })
     }
 
-    fn has(&self, name: &Name) -> bool {
-        name.as_str().parse().is_ok_and(|id| self.root.has(&id))
+    /// What somebody who moves it has to know. Blocks.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn leaving(&self, id: &Id) -> Result<Leaving, DaemonError> {
+        Ok(leaving(&self.root, id)?)
+    }
+
+    /// Takes it into a migration to the host `to`: see [`Root::lend`]. Blocks.
+    pub fn lend(&self, id: &Id, to: &Name) -> Result<(), DaemonError> {
+        Ok(self.root.lend(id, to.as_str())?)
+    }
+
+    /// It is in no migration any more. Blocks; idempotent.
+    pub fn take_back(&self, id: &Id) -> Result<(), DaemonError> {
+        Ok(self.root.take_back(id)?)
     }
 }
 
@@ -105,17 +120,26 @@ mod test {
     use super::*;
 
     #[test]
-    fn a_container_of_a_bundle_is_not_migrated_and_the_reason_is_told() {
+    fn a_container_of_a_bundle_has_a_name_by_which_it_is_found() {
+        let named = |id: &str| Name::of_id(id).map(|name| name.to_string());
+        assert_eq!(named("web").as_deref(), Some("web"));
+        assert_eq!(named("My_Web.1").as_deref(), Some("my-web-1"));
+        assert_eq!(named("_-_"), None);
+        let long = "0123456789ABcdef".repeat(4);
+        assert_eq!(named(&long).as_deref(), Some("0123456789ab"));
+
         let dir = tempfile::tempdir().unwrap();
         let bundles = Bundles::of(dir.path()).unwrap();
-        let absent = || DaemonError::NoSuchContainer {
-            name: "web".parse().unwrap(),
+        let find = |name: &str| {
+            let id = bundles.find(&name.parse().unwrap());
+            id.map(|id| id.as_str().to_owned())
         };
-        let told = bundles.explain(absent());
-        assert!(matches!(told, DaemonError::NoSuchContainer { .. }));
-        std::fs::create_dir_all(dir.path().join("oci/web")).unwrap();
-        let told = bundles.explain(absent());
-        assert!(told.to_string().contains("OCI bundle"), "{told}");
-        assert!(told.remedy().unwrap().contains("godwit restore"));
+        assert_eq!(find("web"), None);
+        for id in ["web", "a_b", &long] {
+            std::fs::create_dir_all(dir.path().join("oci").join(id)).unwrap();
+        }
+        assert_eq!(find("web").as_deref(), Some("web"));
+        assert_eq!(find("a-b").as_deref(), Some("a_b"));
+        assert_eq!(find("0123456789ab"), Some(long));
     }
 }

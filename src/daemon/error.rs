@@ -65,15 +65,6 @@ pub enum DaemonError {
         /// Its id.
         id: String,
     },
-    /// It is the command line's, and not the daemon's.
-    #[error(
-        "{name} is a container of an OCI bundle, and these cannot be migrated: nobody brings its root file system along, \
-         closes its network while it is frozen, or keeps its output on the other host"
-    )]
-    OfABundle {
-        /// Its id.
-        name: Name,
-    },
     /// A container of a bundle could not be looked at.
     #[error(transparent)]
     Runtime(Box<RuntimeError>),
@@ -235,8 +226,11 @@ impl DaemonError {
             Self::Field { field, .. } => Class::new(Invalid, "bad-field").field(field),
             Self::NoSuchContainer { .. } => Class::new(Absent, "no-such-container"),
             Self::NoSuchBundle { .. } => Class::new(Absent, "no-such-container"),
-            Self::OfABundle { .. } => Class::new(Conflict, "of-a-bundle"),
-            Self::Runtime(_) => Class::new(Failed, "runtime"),
+            Self::Runtime(error) => match **error {
+                RuntimeError::Leaving { .. } => Class::new(Conflict, "migrating"),
+                RuntimeError::Status { .. } => Class::new(Conflict, "not-running"),
+                _ => Class::new(Failed, "runtime"),
+            },
             Self::NameTaken { .. } => Class::new(Conflict, "name-in-use").field("name"),
             Self::NoSuchMigration { .. } => Class::new(Absent, "no-such-migration"),
             Self::MigrationOver { .. } => Class::new(Conflict, "migration-over"),
@@ -272,10 +266,6 @@ impl DaemonError {
             Self::NoSuchContainer { .. } | Self::NoSuchBundle { .. } => {
                 "`godwit list` shows those that are here".to_owned()
             }
-            Self::OfABundle { name } => format!(
-                "bring its bundle and the images of `godwit checkpoint {name}` to the other host, and `godwit restore` \
-                 it there"
-            ),
             Self::NameTaken { name } => {
                 format!("choose another name, or `godwit delete {name}` first")
             }
@@ -337,6 +327,7 @@ fn of_container(error: &ContainerError) -> Class {
         ContainerError::Exists { .. } => Class::new(Conflict, "name-in-use").field("name"),
         ContainerError::State(_) => Class::new(Conflict, "wrong-state"),
         ContainerError::NoProcess { .. } => Class::new(Conflict, "not-running"),
+        ContainerError::OfABundle { .. } => Class::new(Conflict, "of-a-bundle"),
         ContainerError::NoImage { .. } => Class::new(Absent, "no-such-image"),
         ContainerError::Wish { .. } => Class::new(Invalid, "bad-field"),
         ContainerError::Cgroup {

@@ -9,26 +9,32 @@ use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing::Level;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::sys::descriptor;
 
 /// Starts the log: lines on standard error, where the journal or a terminal reads them.
 pub fn start_log(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|e| {
+    let filter: Targets = filter.parse().unwrap_or_else(|e| {
         eprintln!("godwit: log.filter cannot be used ({e}); logging at the level info");
-        EnvFilter::new("info")
+        Targets::new().with_default(Level::INFO)
     });
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
     // The journal keeps the time itself.
-    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().try_init()
+    let lines = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        lines.without_time().boxed()
     } else {
-        log.try_init()
+        lines.boxed()
     };
+    let started = tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .try_init();
     if let Err(e) = started {
         eprintln!("godwit: cannot start the log: {e}");
     }

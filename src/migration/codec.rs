@@ -41,6 +41,8 @@ pub enum Kind {
     Taken = 6,
     /// What a destination asks for of what was left behind: see [`Ask`](super::behind::wire::Ask).
     Ask = 7,
+    /// A file record of the copies of what was bound in a container that was made of a bundle.
+    Copies = 8,
 }
 
 /// One frame.
@@ -98,6 +100,7 @@ impl Kind {
             5 => Some(Self::Dump),
             6 => Some(Self::Taken),
             7 => Some(Self::Ask),
+            8 => Some(Self::Copies),
             _ => None,
         }
     }
@@ -269,6 +272,7 @@ mod test {
             Kind::Storage,
             Kind::Pages,
             Kind::Dump,
+            Kind::Copies,
         ] {
             let made = header(kind, &[7; 300]).unwrap();
             assert_eq!(parse_header(made), Ok((kind, 300)));
@@ -277,7 +281,7 @@ mod test {
             assert!(parse_header(reserved).is_err());
         }
         assert!(parse_header([0; HEADER]).is_err());
-        assert!(parse_header([8, 0, 0, 0, 0, 0, 0, 0]).is_err());
+        assert!(parse_header([9, 0, 0, 0, 0, 0, 0, 0]).is_err());
         assert!(header(Kind::Taken, &[0; NUMBER + 1]).is_err());
         assert!(parse_header([4, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]).is_err());
         assert!(header(Kind::Control, &vec![0; MAX_CONTROL + 1]).is_err());

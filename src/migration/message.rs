@@ -314,8 +314,27 @@ pub struct Summary {
     pub behind: Pages,
     /// The inode numbers of the pipes that are its standard output and error, which CRIU's images name.
     pub stdio_inodes: [u64; 2],
+    /// How CRIU's images name the `/dev/null` of its source, where that is among its streams.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub null: Option<NullName>,
     /// Whom it knows on its network.
     pub neighbours: Vec<Neighbour>,
+}
+
+/// A file that is in no mount of its container, as CRIU names it: the mount and the inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NullName {
+    /// The number of the mount.
+    pub mount: u32,
+    /// The number of the inode.
+    pub inode: u64,
+}
+
+impl std::fmt::Display for NullName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "file[{:x}:{:x}]", self.mount, self.inode)
+    }
 }
 
 /// The newest version both windows hold.

@@ -41,6 +41,22 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The name that a container of this id has on the network: of the 64 hexadecimal digits that engines give, what they
+    /// show of them; of others, what is a name in them. None: nothing is.
+    pub fn of_id(id: &str) -> Option<Self> {
+        if let Ok(name) = id.parse() {
+            return Some(name);
+        }
+        let long = id.len() == 64 && id.bytes().all(|c| c.is_ascii_hexdigit());
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let text: String = id
+            .chars()
+            .map(plain)
+            .take(if long { 12 } else { 63 })
+            .collect();
+        text.to_ascii_lowercase().trim_matches('-').parse().ok()
+    }
 }
 
 impl FromStr for Name {

@@ -31,7 +31,7 @@ pub use options::{
 };
 pub use restart::{Restart, RestartError};
 pub use span::{OpenStep, Span, Spans, Step};
-pub use spec::{ContainerSpec, ContainerState, ContainerStatus, Limits, User};
+pub use spec::{ContainerSpec, ContainerState, ContainerStatus, Limits, OfBundle, User};
 pub use usage::{
     CpuUsage, IoUsage, MemoryUsage, PidsUsage, Pressure, Pressures, Reading, Stall, Usage,
 };

@@ -1,6 +1,6 @@
 //! What a container is: parsed once (by `oci`), then trusted by every room.
 
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -39,6 +39,50 @@ pub struct ContainerSpec {
     pub userns: Userns,
     /// Its network identity.
     pub lease: Lease,
+    /// What it has of an OCI bundle, if it was made of one and not of a template. Not told to other hosts where it was
+    /// not, which is what those of an earlier version take for granted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<OfBundle>,
+}
+
+/// What a container has that was made of an OCI bundle on another host: its root, whole, is its own layer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OfBundle {
+    /// Where in it files and directories of that host were bound: it has copies of them, which go with it.
+    pub copies: Vec<PathBuf>,
+    /// The files in it that are covered by `/dev/null`.
+    pub covered: Vec<PathBuf>,
+}
+
+impl OfBundle {
+    /// Most places of either kind.
+    pub const MOST: usize = 256;
+
+    /// What is wrong with it; none: nothing. The places become words of CRIU's, which have separators.
+    pub fn problem(&self) -> Option<String> {
+        if self.copies.len().max(self.covered.len()) > Self::MOST {
+            return Some(format!(
+                "it has more than {} mounts of one kind",
+                Self::MOST
+            ));
+        }
+        let plain = |place: &&PathBuf| {
+            let normal = |part| matches!(part, Component::RootDir | Component::Normal(_));
+            let text = place.to_str().unwrap_or_default();
+            let clean = !text.contains(|c: char| c.is_control() || "[]:".contains(c));
+            place.is_absolute() && place.components().all(normal) && text.len() > 1 && clean
+        };
+        let bad = self
+            .copies
+            .iter()
+            .chain(&self.covered)
+            .find(|p| !plain(p))?;
+        Some(format!(
+            "{:?} is not a path of plain names, without brackets and colons",
+            bad.to_string_lossy()
+        ))
+    }
 }
 
 /// Numeric user and groups, resolved against the image's own `/etc/passwd` when the spec was made.
@@ -110,4 +154,27 @@ pub struct ContainerStatus {
     pub restarts: u32,
     /// The migration it is part of, in the states `migrating`, `arriving` and `in-doubt`.
     pub migration: Option<super::MigrationId>,
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn places_of_a_bundle_are_plain_paths() {
+        let of = |place: &str| OfBundle {
+            copies: vec!["/etc/hosts".into()],
+            covered: vec![place.into()],
+        };
+        assert_eq!(of("/proc/kcore").problem(), None);
+        for bad in ["", "/", "etc", "/a/../b", "/a]:/b", "/a:b", "/a\nb"] {
+            let problem = of(bad).problem();
+            assert!(problem.is_some(), "{bad:?}");
+        }
+        let many = OfBundle {
+            copies: vec!["/a".into(); OfBundle::MOST + 1],
+            covered: Vec::new(),
+        };
+        assert!(many.problem().unwrap().contains("256"));
+    }
 }

@@ -93,6 +93,7 @@ pub fn resolve(
         restart: overrides.restart.unwrap_or(defaults.restart),
         userns: overrides.userns.unwrap_or(defaults.userns),
         lease,
+        bundle: None,
     })
 }
 

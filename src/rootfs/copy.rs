@@ -31,8 +31,13 @@ pub(super) enum Content {
     Shared,
 }
 
-/// Makes the empty directory `to` what the tree `from` is: content, types, modes, owners, attributes,
-/// times, and which names are hard links to one file. It follows no link and crosses no mount.
+/// Makes the empty directory `to` what the tree `from` is: content, types, modes, owners, attributes, times, and which
+/// names are hard links to one file. It follows no link and crosses no mount.
+pub fn copy_tree(from: &Path, to: &Path) -> Result<(), StoreError> {
+    copy(from, to, Content::Copied)
+}
+
+/// The same, with a choice.
 pub(super) fn copy(from: &Path, to: &Path, content: Content) -> Result<(), StoreError> {
     let source = tree::open_root(from).map_err(StoreError::io("open", from))?;
     let target = tree::open_root(to).map_err(StoreError::io("open", to))?;

@@ -28,6 +28,7 @@ mod store_error;
 use std::io;
 use std::path::PathBuf;
 
+pub use copy::copy_tree;
 pub use staging::Staging;
 pub use store::ImageStore;
 pub use store_error::StoreError;

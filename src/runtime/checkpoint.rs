@@ -408,7 +408,7 @@ pub(super) fn proc_name(kind: LinuxNamespaceType) -> &'static str {
     }
 }
 
-fn container_root(record: &Record) -> Result<OwnedFd, RuntimeError> {
+pub(super) fn container_root(record: &Record) -> Result<OwnedFd, RuntimeError> {
     let path = PathBuf::from(format!("/proc/{}/root", record.init.pid));
     let root = nix::fcntl::open(
         &path,

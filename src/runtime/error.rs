@@ -58,6 +58,16 @@ pub enum RuntimeError {
         /// What to do.
         remedy: &'static str,
     },
+    /// A migration has it.
+    #[error(
+        "container {id} is being moved to {to}; wait for it, or `godwit migrations cancel` it first (`godwit migrations list`)"
+    )]
+    Leaving {
+        /// Its id.
+        id: String,
+        /// The destination.
+        to: String,
+    },
     /// The configuration asks for what cannot be.
     #[error("config.json: {field}: {why}")]
     Config {

@@ -86,6 +86,7 @@ pub(super) fn exec_with(
 }
 
 fn may_exec(root: &Root, record: &Record, request: &ExecRequest) -> Result<(), RuntimeError> {
+    root.check_stays(&record.id)?;
     let status = root.status(record);
     let refused = |remedy| RuntimeError::Status {
         verb: "exec in",

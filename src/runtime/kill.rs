@@ -14,6 +14,7 @@ use crate::sys::pidfd;
 /// Sends a signal.
 pub fn kill(root: &Root, id: &Id, signal: i32, all: bool) -> Result<(), RuntimeError> {
     let record = root.read(id)?;
+    root.check_stays(id)?;
     let status = root.status(&record);
     if all {
         return kill_all(&record, signal);

@@ -88,7 +88,48 @@ impl Root {
             other => other?,
         };
         let record = self.read(id)?;
+        self.check_stays(id)?;
         Ok((home, record))
+    }
+
+    /// Lends a container that runs to whoever moves it to the host `to`: until [`Root::take_back`] every verb that would
+    /// disturb it is refused.
+    ///
+    /// # Errors
+    /// When it does not run, or is lent already.
+    pub fn lend(&self, id: &Id, to: &str) -> Result<(), RuntimeError> {
+        let (_home, record) = self.open(id)?;
+        super::leave::check_runs(self, &record)?;
+        let path = self.path.join(id.as_str()).join(LENT);
+        fs::write(&path, to).map_err(file("write", &path))
+    }
+
+    /// It is nobody else's any more, and may be gone. Idempotent.
+    pub fn take_back(&self, id: &Id) -> Result<(), RuntimeError> {
+        let path = self.path.join(id.as_str()).join(LENT);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(file("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a container that is on its way to another host: a signal would be lost with the copy that stays, a new
+    /// process could not be moved, and what is frozen must not be let go.
+    pub(super) fn check_stays(&self, id: &Id) -> Result<(), RuntimeError> {
+        match fs::read_to_string(self.path.join(id.as_str()).join(LENT)) {
+            Ok(to) => Err(RuntimeError::Leaving {
+                id: id.to_string(),
+                to,
+            }),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// The file that is made with a container, and never written to.
+    pub(super) fn lock_of(&self, id: &Id) -> PathBuf {
+        self.path.join(id.as_str()).join(LOCK)
     }
 
     /// Locks what is there of a container, without a look at its record.
@@ -134,6 +175,8 @@ impl Root {
 }
 
 const RECORD: &str = "state.json";
+/// To which host it is being moved.
+const LENT: &str = "leaving";
 const SOCKET: &str = "start.sock";
 const LOCK: &str = "lock";
 const STAGE: [&str; 2] = ["root", "images"];

@@ -1412,5 +1412,6 @@ fn spec() -> ContainerSpec {
             gateway: None,
             mac: Mac::of(address),
         },
+        bundle: None,
     }
 }

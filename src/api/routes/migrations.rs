@@ -32,16 +32,13 @@ pub async fn migrate(
             .remedy(e.remedy)
     })?;
     let migrations = &daemon.outside()?.migrations;
-    let explain = |error| daemon.bundles.explain(error);
+    migrations.may(&name).await?;
     if request.dry_run {
-        daemon.containers.status(&name).await.map_err(explain)?;
         let findings = migrations
             .dry_run(&name, &request.to, request.options)
             .await?;
         return Ok(Json(MigrateAnswer::DryRun { findings }).into_response());
     }
-    let may = daemon.containers.may_migrate(&name).await;
-    may.map_err(explain)?;
     let id = migrations
         .start(&name, &request.to, request.options)
         .await?;

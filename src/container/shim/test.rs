@@ -55,6 +55,8 @@ fn request(script: &str) -> RestoreRequest {
         criu: nowhere(),
         stdio_inodes: [1, 2],
         bound: Vec::new(),
+        copies: Vec::new(),
+        null: None,
         log: nowhere(),
         lazy: false,
         extra: script.into(),

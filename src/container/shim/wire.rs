@@ -153,6 +153,12 @@ pub struct RestoreRequest {
     /// What of this host is mounted in it, by its path here and there.
     #[serde(default)]
     pub bound: Vec<PathBuf>,
+    /// What else is mounted in it that is not in the images: by the name that they have for it, and where it is here.
+    #[serde(default)]
+    pub copies: Vec<(PathBuf, PathBuf)>,
+    /// How the images name a `/dev/null` that is in no mount of the container's.
+    #[serde(default)]
+    pub null: Option<String>,
     /// Where CRIU logs to.
     pub log: PathBuf,
     /// Whether its memory comes behind it: the images leave pages to the fill.
@@ -187,6 +193,8 @@ mod test {
             criu: "/e".into(),
             stdio_inodes: [1, u64::MAX],
             bound: vec!["/dev/null".into()],
+            copies: Vec::new(),
+            null: None,
             log: "/f".into(),
             lazy: true,
             extra: serde_json::json!({ "criu_version": "4.2.1" }),

@@ -19,7 +19,9 @@ use crate::migration::codec::{Chunk, Frame, Kind};
 use crate::migration::preflight::{Coming, Here, preflight};
 use crate::migration::stream::TakePages;
 use crate::migration::{Arriving, Cause, Destination, Left, Offer, Summary};
-use crate::model::{Bytes, ContainerState, Finding, Name, OnNoConvergence, Rate, RestoreChoice};
+use crate::model::{
+    Bytes, ContainerState, Finding, Name, OfBundle, OnNoConvergence, Rate, RestoreChoice,
+};
 use crate::net::HeldFrames;
 use crate::rootfs::Staging;
 use crate::storage::Receiver;
@@ -28,6 +30,8 @@ use crate::storage::Receiver;
 const IMAGES: u64 = 1 << 30;
 /// What the page store may take beyond the memory that was announced: it grows while it is copied.
 const GROWTH: Bytes = Bytes(256 << 20);
+/// What copies of files and directories that were bound in it may take, with what tells of them.
+const COPIES: Bytes = Bytes(64 << 20);
 /// As many segments of shared memory as are kept where they can stay.
 const MOST_SEGMENTS: usize = 1024;
 /// Threads that copy what CRIU cannot read out of the store's own files.
@@ -55,6 +59,10 @@ impl Destination for Arrivals {
     fn findings(&self, offer: &Offer) -> Result<Vec<Finding>, Cause> {
         let context = &self.context;
         let spec = &offer.spec;
+        if let Some(problem) = spec.bundle.as_ref().and_then(OfBundle::problem) {
+            let text = format!("what is mounted in the container is not understood: {problem}");
+            return Ok(vec![Finding::blocking("mount-places", text)]);
+        }
         let mut here = context.facts.clone();
         here.memory_available = facts::memory_available()?;
         let holder = context
@@ -100,6 +108,8 @@ impl Destination for Arrivals {
             rate: offer.options.bandwidth,
             image: None,
             files: None,
+            copies: None,
+            copied: Bytes(0),
             first_pass: true,
             pages: None,
             images: None,
@@ -129,6 +139,9 @@ pub struct Arrival {
     coming: Arc<Incoming>,
     image: Option<(Staging, Receiver)>,
     files: Option<Receiver>,
+    /// Copies of what was bound in it, and how much has come of them.
+    copies: Option<Receiver>,
+    copied: Bytes,
     first_pass: bool,
     pages: Option<Arc<PageStore>>,
     images: Option<ImageDirectory>,
@@ -187,6 +200,23 @@ impl Arrival {
         self.files
             .as_mut()
             .map_or(Ok(()), |files| files.apply(record))?;
+        Ok(())
+    }
+
+    /// They are in memory.
+    fn receive_copies(&mut self, record: &[u8]) -> Result<(), Cause> {
+        self.copied.0 += record.len() as u64;
+        if self.copied > COPIES {
+            return Err("there is too much in what is bound in it".into());
+        }
+        if self.copies.is_none() {
+            let copies = self.coming.context.host.copies(&self.coming.spec.name);
+            fs::create_dir(&copies)?;
+            self.copies = Some(Receiver::new(&copies)?);
+        }
+        self.copies
+            .as_mut()
+            .map_or(Ok(()), |copies| copies.apply(record))?;
         Ok(())
     }
 
@@ -278,6 +308,7 @@ impl Arriving for Arrival {
                 receiver.apply(&frame.payload)?;
             }
             Kind::Storage => self.receive_files(&frame.payload)?,
+            Kind::Copies => self.receive_copies(&frame.payload)?,
             Kind::Dump => {
                 let images = self.images.as_mut().ok_or("the images are lost")?;
                 let chunk = Chunk::decode(&frame.payload)?;
@@ -306,6 +337,9 @@ impl Arriving for Arrival {
                 files.sync()?;
             }
             files.finish()?;
+        }
+        if let Some(copies) = self.copies.take() {
+            copies.finish()?;
         }
         self.first_pass = false;
         Ok(())

@@ -8,23 +8,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cgroup::Throttle;
+use crate::cgroup::{Cgroup, Throttle};
 use crate::checkpoint::{Precopy, Standby, Subject, end_repair};
-use crate::container::Record;
 use crate::container::shim::Client;
 use crate::daemon::Context;
 use crate::memory::tracker;
 use crate::migration::codec::Kind;
 use crate::migration::{Cause, Movable, NamedSegment, Offer, Outbox, RoundStats};
 use crate::model::{
-    Bytes, ContainerState, Finding, MigrationId, MigrationOptions, Name, Pages, Spans,
-    TrackerChoice,
+    Bytes, Finding, MigrationId, MigrationOptions, Name, Pages, Spans, TrackerChoice,
 };
 use crate::storage::{Snapshot, send_all, tree_bytes};
 
 use super::frozen::{Frozen, HeldDeparture};
+use super::home::Home;
 use super::obstacle::Scene;
-use super::{remains, restored, watches};
+use super::{remains, restored, streams, watches};
 
 /// How long a container may take to stand still.
 pub const FREEZE_WITHIN: Duration = Duration::from_secs(5);
@@ -46,6 +45,8 @@ pub struct Departure {
     /// The inode numbers of the pipes of its output. Asked for at the begin, so that it can do without its
     /// shim from then on.
     stdio: Option<[u64; 2]>,
+    /// What was found of it before this was made.
+    findings: Vec<Finding>,
 }
 
 /// What copies its memory, from the first round to the dump.
@@ -61,22 +62,20 @@ pub struct Parts {
     pub context: Arc<Context>,
     pub id: MigrationId,
     pub to: Name,
-    pub record: Record,
+    pub home: Home,
     pub pid: i32,
 }
 
 impl Departure {
-    /// The container of this record, which runs.
+    /// The container that is there, which runs; `findings`: what is known already of what prevents it.
     pub fn new(
         context: &Arc<Context>,
         id: MigrationId,
         to: &Name,
-        record: Record,
-        pid: i32,
+        (home, pid, findings): (Home, i32, Vec<Finding>),
         options: MigrationOptions,
     ) -> Self {
-        let cgroup = context.host.cgroup(&record.spec.name);
-        let throttle = Throttle::new(cgroup, record.spec.limits.clone());
+        let throttle = Throttle::new(home.cgroup(context), home.spec().limits.clone());
         let context = Arc::clone(context);
         let to = to.clone();
         Self {
@@ -84,7 +83,7 @@ impl Departure {
                 context,
                 id,
                 to,
-                record,
+                home,
                 pid,
             },
             options,
@@ -92,13 +91,18 @@ impl Departure {
             rounds: None,
             snapshot: None,
             stdio: None,
+            findings,
         }
     }
 }
 
 impl Parts {
     pub fn name(&self) -> &Name {
-        &self.record.spec.name
+        &self.home.spec().name
+    }
+
+    pub fn cgroup(&self) -> Cgroup {
+        self.home.cgroup(&self.context)
     }
 
     pub fn directory(&self) -> PathBuf {
@@ -106,13 +110,13 @@ impl Parts {
     }
 
     fn memory(&self) -> Result<Bytes, Cause> {
-        let procs = self.context.host.cgroup(self.name()).procs()?;
+        let procs = self.cgroup().procs()?;
         Ok(procs.into_iter().filter_map(resident).sum())
     }
 
     /// Its shared memory, as far as there is much to be gained by telling of it before.
     fn segments(&self) -> Result<Vec<NamedSegment>, Cause> {
-        let procs = self.context.host.cgroup(self.name()).procs()?;
+        let procs = self.cgroup().procs()?;
         let mut segments = tracker::memfd_names(&procs)?;
         segments.truncate(MOST_SEGMENTS);
         let named = |(inode, name)| NamedSegment { inode, name };
@@ -121,8 +125,7 @@ impl Parts {
 
     /// It runs here: gate open, tasks thawed, nothing of the migration left. Idempotent.
     pub fn go_on(&self) -> Result<(), Cause> {
-        let host = &self.context.host;
-        let cgroup = host.cgroup(self.name());
+        let cgroup = self.cgroup();
         if !cgroup.path().exists() {
             return self.has_ended();
         }
@@ -137,19 +140,16 @@ impl Parts {
             }
         }
         // The gate first: what arrives before the tasks run waits in their sockets.
-        let attached = host.network.attach(self.name());
-        // A daemon that died may have left it slowed down.
-        let unthrottled = cgroup.unthrottle(&self.record.spec.limits);
+        let attached = self.home.attach(&self.context);
+        let unthrottled = self.home.unthrottle(&self.context);
         let thawed = cgroup.thaw();
-        let announced = host
-            .network
-            .announce(&self.record.spec.lease, &host.netns(self.name()));
+        let stays = self.home.stays(&self.context);
+        // What is known of a container of a bundle goes when it is the command line's again.
         let cleared = remains::remove_directory(&self.directory());
-        self.stays()?;
+        stays?;
         thawed?;
         unthrottled?;
         attached?;
-        announced?;
         cleared?;
         Ok(())
     }
@@ -158,16 +158,8 @@ impl Parts {
     /// now on draws the conclusion, and starts it again where that is its policy.
     fn has_ended(&self) -> Result<(), Cause> {
         tracing::warn!(container = %self.name(), "it has ended with its host before it could move");
-        remains::remove_directory(&self.directory())?;
-        self.stays()
-    }
-
-    fn stays(&self) -> Result<(), Cause> {
-        let host = &self.context.host;
-        let mut record = Record::load(host, self.name())?;
-        record.state = ContainerState::Running;
-        record.migration = None;
-        Ok(record.save(host)?)
+        self.home.stays(&self.context)?;
+        Ok(remains::remove_directory(&self.directory())?)
     }
 }
 
@@ -176,28 +168,32 @@ impl Movable for Departure {
 
     fn offer(&mut self) -> Result<Offer, Cause> {
         remains::wait_until_whole(&self.parts.context, self.parts.name())?;
-        let host = &self.parts.context.host;
-        self.stdio = Some(stdio_inodes(&host.run(self.parts.name()), self.parts.pid)?);
+        let (context, home) = (&self.parts.context, &self.parts.home);
+        self.stdio = Some(match home {
+            Home::Own(_) => stdio_inodes(&context.host.run(self.parts.name()), self.parts.pid)?,
+            Home::Bundle(_) => streams::pipes(self.parts.pid),
+        });
         Ok(Offer {
             migration: self.parts.id,
-            spec: self.parts.record.spec.clone(),
-            generation: self.parts.record.generation,
-            created_at: self.parts.record.created_at,
-            facts: self.parts.context.facts.clone(),
+            spec: home.spec().clone(),
+            generation: home.generation(),
+            created_at: home.created_at(),
+            facts: context.facts.clone(),
             memory: self.parts.memory()?,
-            files: tree_bytes(&host.upper(self.parts.name()))?,
+            files: tree_bytes(&home.layer(context))?,
             options: MigrationOptions::default(),
             segments: self.parts.segments()?,
         })
     }
 
     fn findings(&mut self) -> Result<Vec<Finding>, Cause> {
-        let cgroup = self.parts.context.host.cgroup(self.parts.name());
-        let mut findings = super::obstacle::find(&Scene {
-            procs: cgroup.procs()?,
+        let mut findings = self.findings.clone();
+        findings.extend(super::obstacle::find(&Scene {
+            procs: self.parts.cgroup().procs()?,
             first: self.parts.pid,
             stdio: self.stdio,
-        });
+            null: streams::null(self.parts.pid),
+        }));
         findings.extend(self.untracked());
         if self.parts.context.criu.is_none() {
             let why = self
@@ -214,18 +210,14 @@ impl Movable for Departure {
     }
 
     fn send_image(&mut self, outbox: &Outbox) -> Result<(), Cause> {
-        let lower = self
-            .parts
-            .context
-            .images
-            .lower(self.parts.record.spec.image);
+        let lower = self.parts.home.image(&self.parts.context)?;
         send_all(&lower, &mut |record| into(outbox, Kind::Image, record))?;
         Ok(())
     }
 
     fn send_files(&mut self, outbox: &Outbox) -> Result<(), Cause> {
-        let upper = self.parts.context.host.upper(self.parts.name());
-        let (snapshot, _) = send_all(&upper, &mut |record| into(outbox, Kind::Storage, record))?;
+        let layer = self.parts.home.layer(&self.parts.context);
+        let (snapshot, _) = send_all(&layer, &mut |record| into(outbox, Kind::Storage, record))?;
         self.snapshot = Some(snapshot);
         Ok(())
     }
@@ -250,6 +242,10 @@ impl Movable for Departure {
     }
 
     fn throttle(&mut self, percent: Option<u32>) -> Result<bool, Cause> {
+        if self.parts.home.is_bundle() {
+            // Its limits are its engine's, and may be finer than what is known of them here.
+            return Ok(false);
+        }
         Ok(self.throttle.set(percent)?)
     }
 
@@ -270,10 +266,8 @@ impl Movable for Departure {
         // Before anything stands still: what the dump needs is there.
         self.rounds()?;
         let spans = Spans::new(Instant::now);
-        let host = &self.parts.context.host;
-        let name = self.parts.name();
         let step = spans.begin("freeze");
-        if let Err(error) = host.cgroup(name).freeze(FREEZE_WITHIN) {
+        if let Err(error) = self.parts.cgroup().freeze(FREEZE_WITHIN) {
             self.parts.go_on()?;
             return Err(error.into());
         }
@@ -335,7 +329,7 @@ impl Departure {
                 .ok_or("CRIU cannot be used on this host")?;
             let images = self.parts.directory().join("images");
             fs::create_dir_all(&images)?;
-            let cgroup = context.host.cgroup(self.parts.name());
+            let cgroup = self.parts.cgroup();
             let tracker = tracker::choose(self.kind());
             let root = PathBuf::from(format!("/proc/{}/root", self.parts.pid));
             let (watched, _) = watches::names(&root, &watches::watches(&cgroup.procs()?))?;
@@ -343,8 +337,9 @@ impl Departure {
                 pid: self.parts.pid,
                 cgroup: cgroup.clone(),
                 images,
-                netns_inode: fs::metadata(context.host.netns(self.parts.name()))?.ino(),
-                bound: restored::bound(&self.parts.record.spec).collect(),
+                netns_inode: fs::metadata(self.parts.home.netns(context))?.ino(),
+                bound: restored::outside(self.parts.home.spec()),
+                null: streams::null(self.parts.pid).map(|name| name.to_string()),
                 watched,
             };
             self.rounds = Some(Rounds {

@@ -6,14 +6,14 @@ use std::time::Instant;
 
 use super::behind::FrozenCopy;
 use super::departure::{FREEZE_WITHIN, Parts, Rounds, into};
-use super::{backlog, remains};
+use super::home::Home;
+use super::{backlog, remains, streams};
 use crate::checkpoint::{Held as HeldDump, Precopy, for_each_chunk, mapped_files};
-use crate::container::{Record, place};
 use crate::daemon::Context;
 use crate::migration::codec::{Chunk, Kind};
 use crate::migration::{Cause, HandedOver, Held, Outbox, Remainder, Summary};
 use crate::model::{MigrationId, Name, Spans, Step};
-use crate::storage::{Snapshot, send_changes};
+use crate::storage::{Snapshot, send_all, send_changes};
 
 const LOST: &str = "the rounds of this migration are lost";
 
@@ -36,18 +36,13 @@ pub struct HeldDeparture(Option<Frozen>);
 
 impl HeldDeparture {
     /// What a daemon before this one may have left of a container that was leaving.
-    pub fn after_restart(
-        context: &Arc<Context>,
-        id: MigrationId,
-        to: &Name,
-        record: Record,
-    ) -> Self {
+    pub fn after_restart(context: &Arc<Context>, id: MigrationId, to: &Name, home: Home) -> Self {
         let (context, to) = (Arc::clone(context), to.clone());
         let parts = Parts {
             context,
             id,
             to,
-            record,
+            home,
             pid: 0,
         };
         Frozen {
@@ -110,18 +105,17 @@ impl Held for HeldDeparture {
         let frozen = self.frozen();
         let (parts, spans) = (&frozen.parts, &frozen.spans);
         let step = spans.begin("close the gate");
-        parts.context.host.network.detach(parts.name())?;
+        parts.home.detach(&parts.context)?;
         drop(step);
         let _step = spans.begin("let it accept");
-        let cgroup = parts.context.host.cgroup(parts.name());
-        backlog::let_accept(&cgroup, parts.pid, FREEZE_WITHIN)
+        backlog::let_accept(&parts.cgroup(), parts.pid, FREEZE_WITHIN)
     }
 
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
         let frozen = self.frozen();
         let (parts, spans) = (&frozen.parts, &frozen.spans);
         let images = parts.directory().join("images");
-        let netns = parts.context.host.netns(parts.name());
+        let netns = parts.home.netns(&parts.context);
         let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
         let Rounds {
             standby,
@@ -132,7 +126,11 @@ impl Held for HeldDeparture {
             // Without them it asks anew, and its first answers are late.
             let neighbours = scope.spawn(|| {
                 let _step = spans.begin("read the neighbours");
-                parts.context.network.neighbours(&netns).unwrap_or_default()
+                match parts.home.is_bundle() {
+                    // It knows nobody of the network that it comes to.
+                    true => Vec::new(),
+                    false => parts.context.network.neighbours(&netns).unwrap_or_default(),
+                }
             });
             let dump = HeldDump::dump(standby, &mut precopy, &out, spans, frozen.behind);
             (dump, neighbours.join().unwrap_or_default())
@@ -155,6 +153,7 @@ impl Held for HeldDeparture {
             pages,
             behind,
             stdio_inodes,
+            null: streams::null(parts.pid),
             neighbours,
         })
     }
@@ -167,10 +166,13 @@ impl Held for HeldDeparture {
             .snapshot
             .as_ref()
             .ok_or("the first pass of files is lost")?;
-        let suspects = mapped_files(&parts.context.host.cgroup(parts.name()))?;
-        let upper = parts.context.host.upper(parts.name());
+        let suspects = mapped_files(&parts.cgroup())?;
+        let layer = parts.home.layer(&parts.context);
         let mut sink = |record| into(outbox, Kind::Storage, record);
-        send_changes(&upper, snapshot, &suspects, &mut sink)?;
+        send_changes(&layer, snapshot, &suspects, &mut sink)?;
+        if let Some(copies) = parts.home.copies(&parts.context, &parts.directory())? {
+            send_all(&copies, &mut |record| into(outbox, Kind::Copies, record))?;
+        }
         Ok(())
     }
 
@@ -202,8 +204,7 @@ impl Drop for HeldDeparture {
 }
 
 fn remainder(parts: &Parts) -> Arc<dyn Remainder> {
-    let cgroup = parts.context.host.cgroup(parts.name());
-    Arc::new(FrozenCopy::of(cgroup))
+    Arc::new(FrozenCopy::of(parts.cgroup()))
 }
 
 /// The frozen copy of a container that was handed over.
@@ -227,9 +228,7 @@ impl HandedOver for HandedOverDeparture {
             tracing::warn!(container = %parts.name(), "CRIU did not kill the copy that was handed over: {error}");
         }
         drop(precopy);
-        parts.context.outputs.forget(parts.name());
-        place::remove(&parts.context.host, parts.name())?;
-        parts.context.leases.moved_away(parts.name(), &parts.to)?;
+        parts.home.gone(&parts.context, &parts.to)?;
         remains::remove_directory(&parts.directory())?;
         Ok(())
     }

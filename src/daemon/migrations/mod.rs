@@ -7,14 +7,17 @@ mod arrival;
 mod backlog;
 mod behind;
 mod board;
+mod claim;
 mod departure;
 mod failpoint;
 mod frozen;
+mod home;
 mod incoming;
 mod obstacle;
 mod recover;
 mod remains;
 mod restored;
+mod streams;
 mod watches;
 
 use std::io;
@@ -26,10 +29,10 @@ use tokio_util::sync::CancellationToken;
 use self::arrival::Arrivals;
 use self::board::Board;
 use self::departure::Departure;
-use super::containers::blocking;
+use self::home::{Bundled, Home};
 use super::{Containers, Context, DaemonError};
 use crate::api::types::MigrationStatus;
-use crate::container::{self, Record};
+use crate::container::Record;
 use crate::migration::behind::LOST_AFTER;
 use crate::migration::conclude::{self, Dial, DialFuture, World};
 use crate::migration::destination::{self, Served};
@@ -116,13 +119,13 @@ impl Migrations {
     ) -> Result<MigrationId, DaemonError> {
         let stream = self.reach(to).await?;
         let id = MigrationId(rand::random());
-        let (record, pid) = self.claim(name, id).await?;
+        let found = self.claim(name, id, to).await?;
         let entry = Entry {
             id,
             container: name.clone(),
             side: Side::Source,
             peer: to.clone(),
-            generation: record.generation.next(),
+            generation: found.0.generation().next(),
             started_at: now(),
             state: JournalState::Began,
             report: None,
@@ -133,15 +136,19 @@ impl Migrations {
         self.context
             .events
             .container(name, ContainerState::Migrating);
+        let bundled = match &found.0 {
+            Home::Bundle(bundled) => Some(bundled.clone()),
+            Home::Own(_) => None,
+        };
         let job = source::Job {
-            container: Departure::new(&self.context, id, to, record, pid, options.clone()),
+            container: Departure::new(&self.context, id, to, found, options.clone()),
             host: self.context.config.name.clone(),
             link: Link::new(stream, cancel.clone()),
             services: self.services(&entry, options, cancel),
             entry,
         };
         let this = Arc::clone(self);
-        tokio::spawn(async move { this.leave(job).await });
+        tokio::spawn(async move { this.leave(job, bundled).await });
         Ok(id)
     }
 
@@ -157,10 +164,18 @@ impl Migrations {
     ) -> Result<Vec<Finding>, DaemonError> {
         let stream = self.reach(to).await?;
         let id = MigrationId(rand::random());
-        let (record, pid) = self.running(name).await?;
-        let departure = Departure::new(&self.context, id, to, record, pid, options.clone());
+        let found = self.running(name).await?;
+        let bundled = match &found.0 {
+            Home::Bundle(bundled) => Some(bundled.clone()),
+            Home::Own(_) => None,
+        };
+        let departure = Departure::new(&self.context, id, to, found, options.clone());
         let link = Link::new(stream, CancellationToken::new());
-        Ok(source::dry_run(id, departure, options, link).await?)
+        let findings = source::dry_run(id, departure, options, link).await;
+        if let Some(bundled) = bundled {
+            bundled.forget_address(&self.context);
+        }
+        Ok(findings?)
     }
 
     /// Asks a migration to end with the container where it was.
@@ -274,7 +289,7 @@ impl Migrations {
     }
 
     /// Runs a migration to its end, however long that takes.
-    async fn leave(self: Arc<Self>, job: source::Job<Departure>) {
+    async fn leave(self: Arc<Self>, job: source::Job<Departure>, bundled: Option<Box<Bundled>>) {
         let name = job.entry.container.clone();
         let Ended {
             report,
@@ -295,7 +310,10 @@ impl Migrations {
             Outcome::Moved | Outcome::Lost { .. } => {
                 self.context.events.emit(EventKind::Removed { name });
             }
-            _ => self.stayed(&name).await,
+            _ => match bundled {
+                Some(bundled) => self.stayed_a_bundle(entry.id, bundled).await,
+                None => self.stayed(&name).await,
+            },
         }
         self.context.events.emit(EventKind::MigrationEnded {
             report: Box::new(report),
@@ -325,74 +343,21 @@ impl Migrations {
         tracing::info!(migration = %entry.id, state = ?entry.state, "a migration in doubt is settled");
         let name = entry.container.clone();
         let here = (entry.side == Side::Source) == (entry.state == JournalState::StayedHere);
-        if here && entry.state == JournalState::Lost {
-            self.containers.watch(name);
-        } else if here {
+        let watched = here && Record::load(&self.context.host, &name).is_ok();
+        if here && entry.state != JournalState::Lost {
             self.context
                 .events
                 .container(&name, ContainerState::Running);
+        }
+        if watched {
             self.containers.watch(name);
-        } else {
+        } else if !here {
             self.context.events.emit(EventKind::Removed { name });
         }
         if let Some(report) = entry.report {
             self.context.events.emit(EventKind::MigrationEnded {
                 report: Box::new(report),
             });
-        }
-    }
-
-    /// The container runs here as before, or has ended meanwhile by itself.
-    async fn stayed(&self, name: &Name) {
-        self.mark(name, ContainerState::Running).await;
-        self.context.events.container(name, ContainerState::Running);
-        self.containers.watch(name.clone());
-    }
-
-    /// Takes a container that runs into a migration.
-    async fn claim(&self, name: &Name, id: MigrationId) -> Result<(Record, i32), DaemonError> {
-        let locked = self.context.locks.lock(name).await?;
-        self.containers.tend(name).await?;
-        let (mut record, pid) = self.running(name).await?;
-        let context = Arc::clone(&self.context);
-        let kept = blocking(name.as_str(), move || {
-            let _locked = locked;
-            record.state = ContainerState::Migrating;
-            record.migration = Some(id);
-            record.save(&context.host)?;
-            Ok(record)
-        })
-        .await?;
-        Ok((kept, pid))
-    }
-
-    async fn running(&self, name: &Name) -> Result<(Record, i32), DaemonError> {
-        self.containers.may_migrate(name).await?;
-        let (context, name) = (Arc::clone(&self.context), name.clone());
-        let asked = name.clone();
-        blocking(asked.as_str(), move || {
-            let record = Record::load(&context.host, &name)?;
-            let pid = container::status(&context.host, &name)?.pid;
-            let pid = pid.ok_or(DaemonError::NoSuchContainer { name })?;
-            Ok((record, pid))
-        })
-        .await
-    }
-
-    /// Writes a container's state down. A failure is logged: the journal of migrations is what counts.
-    async fn mark(&self, name: &Name, state: ContainerState) {
-        let (context, name) = (Arc::clone(&self.context), name.clone());
-        let asked = name.clone();
-        let marked = blocking(asked.as_str(), move || {
-            let mut record = Record::load(&context.host, &name)?;
-            if state == ContainerState::Running {
-                record.migration = None;
-            }
-            record.state = state;
-            Ok(record.save(&context.host)?)
-        });
-        if let Err(error) = marked.await {
-            tracing::warn!(container = %asked, "its state was not recorded: {}", error.chain());
         }
     }
 

@@ -7,6 +7,7 @@ use std::thread;
 use tokio_util::sync::CancellationToken;
 
 use super::frozen::HeldDeparture;
+use super::home::{Bundled, Home};
 use super::restored::RestoredArrival;
 use super::{Migrations, remains};
 use crate::container::{ContainerError, Record};
@@ -59,6 +60,14 @@ impl Migrations {
             remains::is_gone(directory) || id.is_some_and(|id| all.all(|entry| entry.id != id))
         };
         for directory in directories.into_iter().filter(over) {
+            let bundled = Bundled::kept(&directory);
+            if let Some(Err(error)) = bundled.map(|bundled| {
+                bundled.forget_address(&self.context);
+                bundled.end(&self.context)
+            }) {
+                tracing::error!(directory = %directory.display(), "a container of a bundle was not given back: {error}");
+                continue;
+            }
             thread::spawn(move || {
                 let filled = remains::request(&directory).map_or(Ok(()), |request| {
                     remains::wait_until_filled(&request.images, &request.cgroup)
@@ -72,10 +81,12 @@ impl Migrations {
     }
 
     async fn take_up(self: Arc<Self>, entry: Entry) {
-        let record = match Record::load(&self.context.host, &entry.container) {
-            Ok(record) => record,
+        let bundled = Bundled::kept(&remains::directory(&self.context, entry.id));
+        let home = match (bundled, Record::load(&self.context.host, &entry.container)) {
+            (Some(bundled), _) => Home::Bundle(Box::new(bundled)),
+            (None, Ok(record)) => Home::Own(Box::new(record)),
             // Gone: it was removed before the journal said so.
-            Err(ContainerError::NotFound { .. }) => {
+            (None, Err(ContainerError::NotFound { .. })) => {
                 let state = match (entry.side, entry.state) {
                     (Side::Source, JournalState::HandedOver | JournalState::Serving)
                     | (Side::Destination, JournalState::Filling) => JournalState::Moved,
@@ -83,28 +94,31 @@ impl Migrations {
                 };
                 return self.forget(&entry, state);
             }
-            Err(error) => {
+            (None, Err(error)) => {
                 tracing::error!(container = %entry.container, "its record cannot be read: {error}");
                 return;
             }
         };
-        if has_ended_here(&entry, record.state) {
+        if let Home::Own(record) = &home
+            && has_ended_here(&entry, record.state)
+        {
             return self.forget(&entry, JournalState::Moved);
         }
         let mut decisions = self.board.doubt(entry.id, entry.report.clone());
         if matches!(entry.state, JournalState::HandedOver | JournalState::Ready) {
             self.mark(&entry.container, ContainerState::InDoubt).await;
         }
-        let ended = match entry.side {
-            Side::Source => {
-                let held =
-                    HeldDeparture::after_restart(&self.context, entry.id, &entry.peer, record);
+        let ended = match (entry.side, home) {
+            (Side::Source, home) => {
+                let held = HeldDeparture::after_restart(&self.context, entry.id, &entry.peer, home);
                 conclude::source_after_restart(entry.clone(), held, &self.world, &mut decisions)
                     .await
             }
-            Side::Destination => {
+            // What leaves no host but this one is never on its way to it.
+            (Side::Destination, Home::Bundle(_)) => return,
+            (Side::Destination, Home::Own(record)) => {
                 let restored =
-                    RestoredArrival::after_restart(&self.context, entry.id, &entry.peer, record);
+                    RestoredArrival::after_restart(&self.context, entry.id, &entry.peer, *record);
                 match restored {
                     Ok(restored) => {
                         let (world, entry) = (&self.world, entry.clone());

@@ -21,6 +21,7 @@ use crate::model::{
     ContainerSpec, ContainerState, Generation, MigrationId, Name, Rate, RestoreChoice, Spans, Step,
 };
 use crate::net::HeldFrames;
+use crate::rootfs::bundle::COVER;
 use crate::rootfs::plan::DEVICES;
 
 /// How long it may take to see what became of a container whose shim died.
@@ -68,9 +69,37 @@ fn userns(coming: &Incoming) -> Option<PathBuf> {
 }
 
 /// What of its host is mounted in a container.
-pub fn bound(spec: &ContainerSpec) -> impl Iterator<Item = &'static str> {
+fn bound(spec: &ContainerSpec) -> impl Iterator<Item = &'static str> {
     let devices = DEVICES.iter().filter(|_| !spec.userns.is_host());
     devices.map(|(path, ..)| *path)
+}
+
+/// What is mounted in a container and stays outside of the images: where, and the name that they have for it.
+pub fn outside(spec: &ContainerSpec) -> Vec<(PathBuf, PathBuf)> {
+    let same = |place: PathBuf| (place.clone(), place);
+    let mut all: Vec<_> = bound(spec).map(|path| same(path.into())).collect();
+    if let Some(bundle) = &spec.bundle {
+        all.extend(bundle.copies.iter().cloned().map(same));
+        let cover = |place: &PathBuf| (place.clone(), PathBuf::from(COVER));
+        all.extend(bundle.covered.iter().map(cover));
+    }
+    all
+}
+
+/// Where what is mounted in a container that was made of a bundle is on this host, by its name in the images.
+fn copies(coming: &Incoming) -> Vec<(PathBuf, PathBuf)> {
+    let Some(bundle) = &coming.spec.bundle else {
+        return Vec::new();
+    };
+    let copies = coming.context.host.copies(&coming.spec.name);
+    let numbered = bundle.copies.iter().enumerate();
+    let mut all: Vec<_> = numbered
+        .map(|(number, place)| (place.clone(), copies.join(number.to_string())))
+        .collect();
+    if !bundle.covered.is_empty() {
+        all.push((COVER.into(), COVER.into()));
+    }
+    all
 }
 
 /// What [`crate::checkpoint::CriuRestorer`] wants to know besides.
@@ -91,6 +120,8 @@ fn request(coming: &Incoming, summary: &Summary, lazy: bool) -> Result<RestoreRe
         criu: criu.program().to_owned(),
         stdio_inodes: summary.stdio_inodes,
         bound: bound(&coming.spec).map(PathBuf::from).collect(),
+        copies: copies(coming),
+        null: summary.null.map(|name| name.to_string()),
         log: coming.images().join("restore.log"),
         lazy,
         extra: extra(criu),

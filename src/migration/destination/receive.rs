@@ -211,6 +211,7 @@ fn fits(kind: Kind, phase: Phase) -> bool {
         Kind::Control | Kind::Taken | Kind::Ask => false,
         Kind::Image => phase == Phase::Storage,
         Kind::Storage => matches!(phase, Phase::Storage | Phase::Residual),
+        Kind::Copies => phase == Phase::Residual,
         Kind::Pages => matches!(phase, Phase::Memory | Phase::Dump),
         Kind::Dump => phase == Phase::Dump,
     }

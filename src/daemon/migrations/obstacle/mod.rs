@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
+use crate::migration::message::NullName;
 use crate::model::Finding;
 
 use super::watches;
@@ -33,6 +34,8 @@ pub struct Scene {
     pub first: i32,
     /// The pipes of its output, which are led over.
     pub stdio: Option<[u64; 2]>,
+    /// The host's `/dev/null` among its streams, which is led over to the destination's.
+    pub null: Option<NullName>,
 }
 
 /// One process of it.
@@ -82,7 +85,9 @@ fn look(scene: &Scene) -> Vec<Finding> {
         findings.extend(mappings::findings(&process));
         let mounts = process.mounts();
         for open in process.descriptors() {
-            findings.extend(descriptors::finding(&process, &open, &mounts, &inside));
+            if scene.null.is_none_or(|null| !open.is(null)) {
+                findings.extend(descriptors::finding(&process, &open, &mounts, &inside));
+            }
             findings.extend(sockets::finding(&process, &open, &mut nets));
             held.note(&process, &open);
         }
@@ -175,6 +180,12 @@ impl Descriptor {
 
     fn value(&self, key: &str) -> Option<&str> {
         value(&self.info, key)
+    }
+
+    /// Whether it is this file.
+    fn is(&self, file: NullName) -> bool {
+        let mount = self.value("mnt_id:").and_then(|text| text.parse().ok());
+        mount == Some(file.mount) && self.meta.ino() == file.inode
     }
 
     /// The flags of open(2).
