@@ -13,6 +13,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, umount2};
 
 use super::context::make_directories;
+use super::migrations::Bundled;
 use super::requests::{self, Request};
 use super::{Config, DaemonError, recovery, run};
 use crate::cgroup::CgroupRoot;
@@ -46,6 +47,14 @@ pub fn clear(config: &Config) -> Result<Left, DaemonError> {
     for name in &names {
         check(&host, name)?;
     }
+    for lent in Bundled::all_kept(&config.run_dir) {
+        requests::allowed(
+            Request::Stop,
+            &lent.spec.name,
+            ContainerState::Migrating,
+            None,
+        )?;
+    }
     for name in &names {
         end(&host, name)?;
     }
@@ -57,7 +66,14 @@ pub fn clear(config: &Config) -> Result<Left, DaemonError> {
     host.cgroups.shims().remove()?;
     remove_empty(host.cgroups.path(), &mut left)?;
     unmount_all(&config.run_dir)?;
-    for name in ["containers", "netns", "userns", "ids", "migrations"] {
+    for name in [
+        "containers",
+        "netns",
+        "userns",
+        "ids",
+        "migrations",
+        "empty",
+    ] {
         let path = config.run_dir.join(name);
         match fs::remove_dir_all(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}

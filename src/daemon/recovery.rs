@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::containers::blocking;
+use super::migrations::Bundled;
 use super::{Config, Context, Daemon, DaemonError, chain};
 use crate::container::{self, ContainerError, Record, place};
 use crate::model::{ContainerState, Name};
@@ -157,7 +158,12 @@ fn forget_outputs(context: &Context) {
 
 /// Gives back addresses whose containers are nowhere: a crash between the lease and the record leaves such.
 fn release_leases(context: &Context) -> Result<(), DaemonError> {
+    let lent = Bundled::all_kept(&context.config.run_dir);
     for entry in context.leases.list() {
+        if lent.iter().any(|bundled| bundled.spec.name == entry.name) {
+            // Its migration knows more.
+            continue;
+        }
         let here = Record::load(&context.host, &entry.name);
         let nowhere = matches!(here, Err(ContainerError::NotFound { .. }));
         if nowhere && entry.moved_to.is_none() {

@@ -158,6 +158,15 @@ impl Bundled {
         serde_json::from_slice(&fs::read(directory.join(BUNDLE)).ok()?).ok()
     }
 
+    /// Those that are in a migration on the host with this run directory, as daemons have kept them.
+    pub fn all_kept(run_dir: &Path) -> Vec<Self> {
+        let migrations = fs::read_dir(run_dir.join("migrations"));
+        let entries = migrations.into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| Self::kept(&entry.path()))
+            .collect()
+    }
+
     /// It stays, and is the command line's again; or it has gone, and so is what is left of it. Idempotent.
     pub fn end(&self, context: &Context) -> Result<(), Cause> {
         Ok(Bundles::of(&context.config.run_dir)?.take_back(&self.id)?)
