@@ -11,6 +11,7 @@ fn main() -> ExitCode {
         Some("init") => godwit::container::init::run(arguments),
         Some("fill") => godwit::memory::fill::run(arguments),
         Some("shim") => godwit::container::shim::run(arguments, &CriuRestorer::default()),
+        None if std::env::var_os(godwit::cli::cni::COMMAND).is_some() => godwit::cli::cni::run(),
         _ => godwit::cli::run(),
     }
 }

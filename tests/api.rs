@@ -218,6 +218,17 @@ impl Backend for Fake {
     fn leases(&self) -> Result<Vec<LeaseInfo>, DaemonError> {
         Ok(vec![])
     }
+    fn ports(&self) -> Result<Vec<PortInfo>, DaemonError> {
+        Ok(vec![])
+    }
+    fn make_port(&self, request: &PortRequest) -> Result<PortInfo, DaemonError> {
+        Err(DaemonError::NameTaken {
+            name: request.name.clone(),
+        })
+    }
+    fn remove_port(&self, _: &Name) -> Result<(), DaemonError> {
+        Ok(())
+    }
 }
 
 /// A served daemon, and what is needed to talk to it.

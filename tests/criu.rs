@@ -1135,6 +1135,7 @@ fn a_standby_that_is_not_needed_leaves_the_tasks_as_they_were() {
         cgroup: godwit::cgroup::Cgroup::at(cgroup.0.clone()),
         images: images.path().to_owned(),
         netns_inode: 0,
+        null: None,
         watched: Vec::new(),
     };
     let tracer = || {

@@ -5,7 +5,7 @@ import subprocess
 
 import bundle
 import measure
-from hosts import Failed
+from hosts import Failed, slow
 
 ADDRESS = "10.88.0.201"
 ETHERNET = "02:00:0a:58:00:c9"
@@ -102,8 +102,10 @@ def delete_godwit(lab, name):
 
 
 def migrate(lab, name, *arguments):
+    # An emulated processor takes its time to compress and to encrypt.
+    limit = f"{110 * (slow() if lab.alpha.is_machine else 1)}s"
     out = lab.alpha.run(
-        "godwit", "migrate", name, "--to", "beta", "--timeout", "110s", "--format", "json", *arguments, check=False
+        "godwit", "migrate", name, "--to", "beta", "--timeout", limit, "--format", "json", *arguments, check=False
     )
     report = last_json(out)
     if not report or report["outcome"]["result"] != "moved":

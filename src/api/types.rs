@@ -375,6 +375,32 @@ pub struct LeaseInfo {
     pub moved_to: Option<Name>,
 }
 
+/// `POST /v1/ports`: connects a network namespace that somebody else has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PortRequest {
+    /// Whose it is, as others on the network know it: a container of a bundle has the name that its id has in it.
+    pub name: Name,
+    /// The path of the network namespace, which has no `eth0`.
+    pub netns: PathBuf,
+    /// The address; none: any that is free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<Ipv4Addr>,
+}
+
+/// A port in a network namespace that somebody else has made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PortInfo {
+    /// Whose it is.
+    pub name: Name,
+    /// The path of the network namespace, as it was given.
+    pub netns: PathBuf,
+    /// What it has on the network.
+    pub lease: Lease,
+    /// Whether it is there, and its gate open.
+    pub there: bool,
+}
+
 /// A container of an OCI bundle, which the command line has made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Bundle {

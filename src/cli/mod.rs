@@ -5,6 +5,7 @@
 
 #![allow(clippy::print_stdout)]
 
+pub mod cni;
 mod containers;
 mod create;
 mod daemon;

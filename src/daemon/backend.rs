@@ -6,7 +6,9 @@ use std::process::Child;
 use std::time::Duration;
 
 use super::DaemonError;
-use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
+use crate::api::types::{
+    CreateRequest, ExecRequest, LeaseInfo, PortInfo, PortRequest, Process, TemplateInfo,
+};
 use crate::model::{ContainerStatus, Digest, Name, Usage};
 
 /// Says what is being done while something takes long.
@@ -55,6 +57,12 @@ pub trait Backend: Send + Sync + 'static {
     fn templates(&self) -> Result<Vec<TemplateInfo>, DaemonError>;
     /// Makes a template's image, or finds it made.
     fn build(&self, template: &Name, say: Say<'_>) -> Result<Digest, DaemonError>;
+    /// Ports in network namespaces that others have made.
+    fn ports(&self) -> Result<Vec<PortInfo>, DaemonError>;
+    /// Makes one. On failure nothing of it is left.
+    fn make_port(&self, request: &PortRequest) -> Result<PortInfo, DaemonError>;
+    /// Removes one. What is not there is no failure.
+    fn remove_port(&self, name: &Name) -> Result<(), DaemonError>;
     /// The addresses.
     fn leases(&self) -> Result<Vec<LeaseInfo>, DaemonError>;
 }

@@ -14,6 +14,7 @@ use nix::mount::{MntFlags, umount2};
 
 use super::context::make_directories;
 use super::migrations::Bundled;
+use super::ports::Port;
 use super::requests::{self, Request};
 use super::{Config, DaemonError, recovery, run};
 use crate::cgroup::CgroupRoot;
@@ -59,6 +60,9 @@ pub fn clear(config: &Config) -> Result<Left, DaemonError> {
         end(&host, name)?;
     }
     let mut left = Left::default();
+    for port in Port::all(&config.run_dir) {
+        host.network.unplug(&port.name)?;
+    }
     if host.network.remove_bridge()? {
         left.bridge = Some(config.network.bridge.clone());
     }
@@ -72,6 +76,7 @@ pub fn clear(config: &Config) -> Result<Left, DaemonError> {
         "userns",
         "ids",
         "migrations",
+        "ports",
         "empty",
     ] {
         let path = config.run_dir.join(name);

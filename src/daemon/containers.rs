@@ -12,7 +12,9 @@ use std::time::Duration;
 use super::requests::{self, Request};
 use super::watch::{self, Watched};
 use super::{Backend, DaemonError, Events};
-use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
+use crate::api::types::{
+    CreateRequest, ExecRequest, LeaseInfo, PortInfo, PortRequest, Process, TemplateInfo,
+};
 use crate::daemon::locks::{Locked, Locks};
 use crate::model::{ContainerState, ContainerStatus, Digest, EventKind, Name, Usage};
 
@@ -207,6 +209,28 @@ impl Containers {
             backend.build(&template, &mut say)
         })
         .await
+    }
+
+    /// Ports in network namespaces that others have made.
+    pub async fn ports(&self) -> Result<Vec<PortInfo>, DaemonError> {
+        self.read("the ports", |backend| backend.ports()).await
+    }
+
+    /// Makes one. On failure nothing of it is left.
+    pub async fn make_port(&self, request: PortRequest) -> Result<PortInfo, DaemonError> {
+        let locked = self.locks.lock(&request.name).await?;
+        self.read("a new port", move |backend| {
+            let _locked = locked;
+            backend.make_port(&request)
+        })
+        .await
+    }
+
+    /// Removes one. What is not there is no failure.
+    pub async fn remove_port(&self, name: &Name) -> Result<(), DaemonError> {
+        let locked = self.locks.lock(name).await?;
+        self.read("a port", move |backend| backend.remove_port(locked.name()))
+            .await
     }
 
     /// The addresses.

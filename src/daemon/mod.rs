@@ -31,6 +31,7 @@ pub mod locks;
 pub mod log;
 pub mod migrations;
 pub mod peers;
+pub mod ports;
 pub mod recovery;
 pub mod requests;
 pub mod rooms;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use super::containers::blocking;
 use super::migrations::Bundled;
+use super::ports::Port;
 use super::{Config, Context, Daemon, DaemonError, chain};
 use crate::container::{self, ContainerError, Record, place};
 use crate::model::{ContainerState, Name};
@@ -160,8 +161,9 @@ fn forget_outputs(context: &Context) {
 fn release_leases(context: &Context) -> Result<(), DaemonError> {
     let lent = Bundled::all_kept(&context.config.run_dir);
     for entry in context.leases.list() {
-        if lent.iter().any(|bundled| bundled.spec.name == entry.name) {
-            // Its migration knows more.
+        let lent = lent.iter().any(|bundled| bundled.spec.name == entry.name);
+        if lent || Port::load(&context.config.run_dir, &entry.name).is_some() {
+            // Its migration knows more, or its engine.
             continue;
         }
         let here = Record::load(&context.host, &entry.name);

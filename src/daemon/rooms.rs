@@ -9,8 +9,11 @@ use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 
 use super::backend::Say;
+use super::ports::Port;
 use super::{Backend, Context, DaemonError, template};
-use crate::api::types::{CreateRequest, ExecRequest, LeaseInfo, Process, TemplateInfo};
+use crate::api::types::{
+    CreateRequest, ExecRequest, LeaseInfo, PortInfo, PortRequest, Process, TemplateInfo,
+};
 use crate::cgroup::Counts;
 use crate::container::shim::{self, ShimError};
 use crate::container::{self, ContainerError, Host, Record, place};
@@ -21,7 +24,7 @@ use crate::oci::{self, Overrides};
 use crate::rootfs::StoreError;
 
 /// How long the network is listened to before an address counts as free.
-const SILENCE: Duration = Duration::from_millis(300);
+pub(super) const SILENCE: Duration = Duration::from_millis(300);
 
 /// The containers of this host.
 pub struct Rooms {
@@ -253,6 +256,19 @@ impl Backend for Rooms {
         Ok(self.context.images.build(&template, &dir, say)?)
     }
 
+    fn ports(&self) -> Result<Vec<PortInfo>, DaemonError> {
+        let all = Port::all(&self.context.config.run_dir);
+        Ok(all.into_iter().map(|port| self.shown(port)).collect())
+    }
+
+    fn make_port(&self, request: &PortRequest) -> Result<PortInfo, DaemonError> {
+        Ok(self.shown(Port::make(&self.context, request)?))
+    }
+
+    fn remove_port(&self, name: &Name) -> Result<(), DaemonError> {
+        Port::remove(&self.context, name)
+    }
+
     fn leases(&self) -> Result<Vec<LeaseInfo>, DaemonError> {
         let entries = self.context.leases.list();
         Ok(entries
@@ -267,6 +283,19 @@ impl Backend for Rooms {
 }
 
 impl Rooms {
+    fn shown(&self, port: Port) -> PortInfo {
+        PortInfo {
+            there: self
+                .context
+                .network
+                .is_attached(&port.name)
+                .unwrap_or(false),
+            name: port.name,
+            netns: port.netns,
+            lease: port.lease,
+        }
+    }
+
     fn usage_of(&self, status: ContainerStatus) -> Result<Usage, DaemonError> {
         use ContainerState::{Arriving, Creating, Stopped};
         let name = status.spec.name;

@@ -102,6 +102,18 @@ impl Network {
         self.at_home(|here| port::make_in(here, name, lease, pin))
     }
 
+    /// Makes a port in the network namespace at `netns`, which somebody else has made and keeps: an eth0 with the lease's
+    /// addresses and the default route, and loopback, all up. The gate is closed. There may be no eth0 in it; on failure
+    /// nothing is left behind.
+    pub fn plug(&self, name: &Name, lease: &Lease, netns: &Path) -> Result<(), NetError> {
+        self.at_home(|here| port::plug(here, name, lease, netns))
+    }
+
+    /// Removes what [`Network::plug`] has made. What is not there is no failure.
+    pub fn unplug(&self, name: &Name) -> Result<(), NetError> {
+        self.at_home(|here| port::unplug(here, name))
+    }
+
     /// Opens the gate: from now on the container's frames pass. An open gate stays open.
     pub fn attach(&self, name: &Name) -> Result<(), NetError> {
         self.at_home(|here| gate::open(here, name))

@@ -72,6 +72,36 @@ pub(super) fn make_in(
     furnish(here, name, lease, pin)
 }
 
+/// The same for a network namespace that is somebody else's, and stays on failure.
+pub(super) fn plug(
+    here: &Here<'_>,
+    name: &Name,
+    lease: &Lease,
+    netns: &Path,
+) -> Result<(), NetError> {
+    is_free(here, name)?;
+    let Err(source) = connect(here, name, lease, netns) else {
+        return Ok(());
+    };
+    match unplug(here, name) {
+        Ok(()) => Err(source),
+        Err(error) => {
+            let mut failures = Failures::default();
+            failures.note(Err(error));
+            Err(NetError::NotUndone {
+                name: name.clone(),
+                source: Box::new(source),
+                failures,
+            })
+        }
+    }
+}
+
+/// Removes the link of a port, and nothing else.
+pub(super) fn unplug(here: &Here<'_>, name: &Name) -> Result<(), NetError> {
+    remove_link(&here.netlink, &plan::port_name(name))
+}
+
 fn exists(name: &Name, what: String) -> NetError {
     NetError::PortExists {
         name: name.clone(),

@@ -22,7 +22,9 @@ use super::store::{self, Root};
 use super::talk::{hear, say};
 use super::undo::Undo;
 use super::wire::{FromProcess, ToProcess};
-use super::{RuntimeError, check_hooks, console, limits, list_of, run_hooks, streams, unknown};
+use super::{
+    RuntimeError, check_hooks, console, limits, list_of, resctrl, run_hooks, streams, unknown,
+};
 use crate::cgroup::manage::{Driver, Group, Planned};
 use crate::rootfs::bundle;
 use crate::sys::{fdpass, pidfd};
@@ -107,6 +109,7 @@ pub(super) struct Wish<'a> {
     pub plan: Plan,
     pub mounts: bundle::Plan,
     pub devices: NetDevices,
+    pub resctrl: Option<resctrl::Planned>,
     memory_policy: Option<MemoryPolicy>,
     command: Command,
 }
@@ -141,12 +144,13 @@ impl<'a> Wish<'a> {
             request,
             bundle,
             rootfs,
-            spec,
             plan,
             mounts,
             devices,
+            resctrl: resctrl::Planned::of(&spec, &request.id)?,
             memory_policy,
             command,
+            spec,
         })
     }
 
@@ -180,6 +184,7 @@ impl<'a> Wish<'a> {
             cgroup,
             systemd: self.request.systemd,
             streams: streams::names(),
+            classes: self.resctrl.as_ref().map(resctrl::Planned::classes),
             spec: self.spec.clone(),
         }
     }
@@ -236,6 +241,9 @@ impl<'a> Wish<'a> {
         }
         limits::set(pid, &process)?;
         self.devices.give(pid, &mut undo.devices)?;
+        if let Some(resctrl) = &self.resctrl {
+            resctrl.put(pid)?;
+        }
         undo.save()?;
         if let Some(mounts) = &sources {
             expect(&ours, &FromProcess::NeedsSources)?;

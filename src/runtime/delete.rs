@@ -7,6 +7,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::error::in_one_line;
 use super::hooks::Hooks;
+use super::resctrl::Classes;
 use super::state::{self, Id, Record, Status};
 use super::store::{self, Root};
 use super::{RuntimeError, kill, list_of, manage};
@@ -52,7 +53,8 @@ pub(super) fn end(record: &Record) -> Result<(), RuntimeError> {
         let patience = PollTimeout::try_from(PATIENCE).unwrap_or(PollTimeout::MAX);
         let _ = poll(&mut ended, patience);
     }
-    Ok(manage::group(record).remove()?)
+    manage::group(record).remove()?;
+    record.classes.as_ref().map_or(Ok(()), Classes::remove)
 }
 
 /// Runs the poststop hooks. The container has gone whatever they say, so their failures are told and change nothing.

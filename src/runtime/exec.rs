@@ -265,6 +265,9 @@ fn launch(
 ) -> Result<(), RuntimeError> {
     limits::set(pid, &request.process)?;
     affinity::after(pid, &request.process)?;
+    if let Some(classes) = &record.classes {
+        classes.join(pid)?;
+    }
     say(ours.as_fd(), &ToProcess::Go { pid }).map_err(system("speak to the process"))?;
     loop {
         let heard = hear::<FromProcess>(ours.as_fd());

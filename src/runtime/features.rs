@@ -38,7 +38,7 @@ pub fn features() -> Value {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {"modes": modes, "flags": flags},
             "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true},

@@ -286,6 +286,7 @@ mod test {
                 cgroup: "/c".into(),
                 systemd: false,
                 streams: Vec::new(),
+                classes: None,
                 spec: serde_json::from_value(spec).unwrap(),
             },
             created_at: 0,

@@ -43,6 +43,7 @@ pub mod manage;
 mod memory_policy;
 mod owner;
 pub mod plan;
+mod resctrl;
 mod restore;
 mod run;
 mod seal;

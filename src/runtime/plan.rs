@@ -118,10 +118,6 @@ fn check_version(version: &str) -> Result<(), RuntimeError> {
 }
 
 fn check_unsupported(linux: &Linux, facts: Facts) -> Result<(), RuntimeError> {
-    let not_done = "is not supported; remove it";
-    if linux.intel_rdt().is_some() {
-        return Err(refused("linux.intelRdt", not_done));
-    }
     let flags = linux.personality().as_ref().and_then(|p| p.flags().clone());
     if flags.is_some_and(|flags| !flags.is_empty()) {
         return Err(refused(
@@ -418,7 +414,7 @@ mod test {
 
     #[test]
     fn what_cannot_be_is_refused_by_its_field() {
-        let cases: [Case; 17] = [
+        let cases: [Case; 16] = [
             (|c| c["ociVersion"] = json!("2.0.0"), "ociVersion"),
             (|c| c["process"] = Value::Null, "process"),
             (|c| c["process"]["args"] = json!([]), "process.args"),
@@ -463,7 +459,6 @@ mod test {
                 |c| c["linux"]["timeOffsets"] = json!({"boottime": {"secs": 1}}),
                 "linux.timeOffsets.boottime",
             ),
-            (|c| c["linux"]["intelRdt"] = json!({}), "linux.intelRdt"),
             (
                 |c| {
                     c["hostname"] = json!("a");

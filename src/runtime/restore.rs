@@ -294,6 +294,10 @@ impl Way<'_, '_> {
             Notify::SetupNamespaces { pid } => {
                 self.pid = Some(pid);
                 self.undo.begun();
+                // Those that follow are its children.
+                if let Some(resctrl) = &self.wish.resctrl {
+                    resctrl.put(pid)?;
+                }
                 self.run_hooks(pid)
             }
             Notify::PostSetupNamespaces => {

@@ -9,6 +9,7 @@ use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use super::RuntimeError;
+use super::resctrl::Classes;
 
 /// The version of the runtime specification that is spoken here.
 pub const OCI_VERSION: &str = "1.2.0";
@@ -122,6 +123,9 @@ pub struct Record {
     /// What its standard streams are called in a checkpoint.
     #[serde(default)]
     pub streams: Vec<String>,
+    /// What it has of the processor's cache and the memory's bandwidth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Classes>,
     /// The configuration it was created from.
     pub spec: Spec,
 }

@@ -147,6 +147,13 @@ impl<'a> Undo<'a> {
                     .map_err(Into::into),
             );
         }
+        let classes = self
+            .record
+            .as_ref()
+            .and_then(|record| record.classes.as_ref());
+        if let Some(classes) = classes {
+            complain(classes.remove());
+        }
         if let Some(record) = self.record.as_ref().filter(|_| self.begun) {
             delete::poststop(record);
         }

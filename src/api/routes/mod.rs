@@ -9,6 +9,7 @@ mod logs;
 pub mod metrics;
 mod migrations;
 mod peers;
+mod ports;
 mod stats;
 mod templates;
 
@@ -28,7 +29,8 @@ use super::types;
 use super::types::{
     BuildLine, Bundle, CreateRequest, EventLine, ExecLine, ExecRequest, JoinRequest, KillRequest,
     LeaseInfo, LogLine, MigrateAnswer, MigrateRequest, MigrationLine, MigrationStatus, PeerInfo,
-    Process, ResolveRequest, StopRequest, TemplateInfo, TokenAnswer, TokenRequest,
+    PortInfo, PortRequest, Process, ResolveRequest, StopRequest, TemplateInfo, TokenAnswer,
+    TokenRequest,
 };
 use crate::daemon::Daemon;
 use crate::model::{ContainerStatus, HostFacts, Usage};
@@ -87,6 +89,10 @@ routes! {
         "Moves it to another host, or tells what would prevent it.", Accepted<MigrateAnswer>, body MigrateRequest;
     get "/bundles" bundles::list, "listBundles", "Containers of OCI bundles.", Json<Vec<Bundle>>;
     get "/bundles/{id}" bundles::one, "bundle", "One container of an OCI bundle.", Json<Bundle>;
+    get "/ports" ports::list, "listPorts", "Ports in network namespaces that others have made.", Json<Vec<PortInfo>>;
+    post "/ports" ports::make, "makePort", "Connects a network namespace that somebody else has made.", Json<PortInfo>,
+        body PortRequest;
+    delete "/ports/{name}" ports::remove, "removePort", "Disconnects it again; what is not there is no failure.", Nothing;
     get "/migrations" migrations::list, "listMigrations", "The migrations that this host takes or took part in.",
         Json<Vec<MigrationStatus>>;
     get "/migrations/{id}" migrations::one, "migration", "How one stands, or was.", Json<MigrationStatus>;

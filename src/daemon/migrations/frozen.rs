@@ -115,7 +115,6 @@ impl Held for HeldDeparture {
         let frozen = self.frozen();
         let (parts, spans) = (&frozen.parts, &frozen.spans);
         let images = parts.directory().join("images");
-        let netns = parts.home.netns(&parts.context);
         let stdio_inodes = frozen.stdio.ok_or("the container's output is not known")?;
         let Rounds {
             standby,
@@ -126,11 +125,7 @@ impl Held for HeldDeparture {
             // Without them it asks anew, and its first answers are late.
             let neighbours = scope.spawn(|| {
                 let _step = spans.begin("read the neighbours");
-                match parts.home.is_bundle() {
-                    // It knows nobody of the network that it comes to.
-                    true => Vec::new(),
-                    false => parts.context.network.neighbours(&netns).unwrap_or_default(),
-                }
+                parts.home.neighbours(&parts.context)
             });
             let dump = HeldDump::dump(standby, &mut precopy, &out, spans, frozen.behind);
             (dump, neighbours.join().unwrap_or_default())

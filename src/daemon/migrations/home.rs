@@ -4,8 +4,8 @@
 //! on its way, and what is left when it has gone.
 //!
 //! A container of a bundle is some engine's, who keeps what it made for it: root, network, cgroup. When it has moved, its
-//! processes here have ended, and the engine sees that as it sees every end. Its address does not go with it: it is not
-//! one of the container network; at the destination it gets one that is.
+//! processes here have ended, and the engine sees that as it sees every end. Its address goes with it where its engine
+//! has it from us ([`Port`]); another stays behind, and at the destination it gets one of the container network.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -14,15 +14,17 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::obstacle::staying;
 use super::remains;
 use crate::cgroup::Cgroup;
 use crate::container::{Record, place};
 use crate::daemon::bundles::Bundles;
+use crate::daemon::ports::Port;
 use crate::daemon::{Context, DaemonError};
 use crate::migration::Cause;
 use crate::model::{
-    ContainerSpec, ContainerState, Finding, Generation, MigrationId, Name, OfBundle, Restart,
-    Userns,
+    ContainerSpec, ContainerState, Finding, Generation, MigrationId, Name, Neighbour, OfBundle,
+    Restart, Userns,
 };
 use crate::rootfs::copy_tree;
 use crate::runtime::Id;
@@ -59,6 +61,8 @@ pub struct Bundled {
     pub sources: Vec<PathBuf>,
     /// Whether its name had an address before.
     pub had_address: bool,
+    /// Whether its network namespace has a port of the container network, and so its address goes with it.
+    pub port: bool,
 }
 
 impl Bundled {
@@ -88,6 +92,12 @@ impl Bundled {
             what: "read an empty directory".to_owned(),
             source: io::Error::other(error),
         })?;
+        let port = Port::load(&context.config.run_dir, name);
+        let netns = fs::metadata(format!("/proc/{}/ns/net", leaving.record.init.pid));
+        let port = port.is_some_and(|port| netns.is_ok_and(|netns| netns.ino() == port.inode));
+        if !port {
+            findings.extend(staying(leaving.record.init.pid));
+        }
         let had_address = context
             .leases
             .list()
@@ -122,6 +132,7 @@ impl Bundled {
             rootfs: leaving.record.rootfs,
             sources,
             had_address,
+            port,
             id,
         };
         Ok((bundled, findings))
@@ -292,24 +303,43 @@ impl Home {
         }
     }
 
-    /// Closes its gate. The network of a bundle's is not ours, and has none: what still reaches it there finds nobody
-    /// when it has gone.
-    pub fn detach(&self, context: &Context) -> Result<(), Cause> {
+    /// Whether it has a gate of ours. The network of a bundle's container may be its engine's alone: what still reaches it
+    /// there finds nobody when it has gone.
+    fn has_gate(&self) -> bool {
         match self {
-            Self::Own(record) => Ok(context.host.network.detach(&record.spec.name)?),
-            Self::Bundle(_) => Ok(()),
+            Self::Own(_) => true,
+            Self::Bundle(bundled) => bundled.port,
+        }
+    }
+
+    /// Closes its gate.
+    pub fn detach(&self, context: &Context) -> Result<(), Cause> {
+        match self.has_gate() {
+            true => Ok(context.host.network.detach(&self.spec().name)?),
+            false => Ok(()),
         }
     }
 
     /// Opens its gate, and tells where it is.
     pub fn attach(&self, context: &Context) -> Result<(), Cause> {
-        let Self::Own(record) = self else {
+        if !self.has_gate() {
             return Ok(());
-        };
-        let network = &context.host.network;
-        let attached = network.attach(&record.spec.name);
-        network.announce(&record.spec.lease, &self.netns(context))?;
+        }
+        let (network, spec) = (&context.host.network, self.spec());
+        let attached = network.attach(&spec.name);
+        network.announce(&spec.lease, &self.netns(context))?;
         Ok(attached?)
+    }
+
+    /// Whom it knows on its network.
+    pub fn neighbours(&self, context: &Context) -> Vec<Neighbour> {
+        match self.has_gate() {
+            true => context
+                .network
+                .neighbours(&self.netns(context))
+                .unwrap_or_default(),
+            false => Vec::new(),
+        }
     }
 
     /// A daemon that died may have left it slowed down.
@@ -350,6 +380,10 @@ impl Home {
                     cgroup.clear()?;
                     // Nobody is in it any more. Whoever made it finds it as it was.
                     cgroup.thaw()?;
+                }
+                let port = Port::load(&context.config.run_dir, name);
+                if let Some(port) = port.filter(|_| bundled.port) {
+                    port.unplug(context)?;
                 }
                 bundled.end(context)?;
             }

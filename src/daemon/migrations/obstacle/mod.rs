@@ -4,6 +4,7 @@
 //! would bring back as something else, without a word, is told as well. Each finding names the process by its number
 //! on this host and its name, the descriptor or mapping, and what to do.
 
+mod addresses;
 mod descriptors;
 mod mappings;
 mod outside;
@@ -21,6 +22,8 @@ use crate::migration::message::NullName;
 use crate::model::Finding;
 
 use super::watches;
+
+pub use addresses::staying;
 
 /// What is gone after this time was on its way: a child between fork and exec, a connection that is about to be
 /// taken.
