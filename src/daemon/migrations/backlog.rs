@@ -4,11 +4,14 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::cgroup::Cgroup;
 use crate::migration::Cause;
+use crate::sys::netns::NetNs;
+use crate::sys::socket_diag::{self, Dump};
 
 /// How often a container may run for a moment, to take what waits.
 const TURNS: u32 = 4;
@@ -19,9 +22,40 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// The time between two looks.
 const GLANCE: Duration = Duration::from_micros(300);
 
-/// The TCP sockets of a process's network namespace that listen and whose connections nobody has taken yet, by inode
-/// number, each with how many.
-pub fn waiting(pid: i32) -> HashMap<u64, usize> {
+/// A container's sockets that listen, and who asks the kernel about them.
+pub struct Listeners {
+    pid: i32,
+    /// None where the kernel does not tell (without CONFIG_INET_DIAG): its tables do, slowly.
+    dump: Option<Dump>,
+}
+
+impl Listeners {
+    /// Those of a process's network namespace.
+    pub fn of(pid: i32) -> Self {
+        let path = format!("/proc/{pid}/ns/net");
+        let opened = NetNs::open(Path::new(&path)).and_then(|net| net.run(Dump::open)?);
+        let tells = |dump: &Dump| socket_diag::listeners(dump).is_ok();
+        Self {
+            pid,
+            dump: opened.ok().filter(tells),
+        }
+    }
+
+    /// Those whose connections nobody has taken yet, by inode number, each with how many.
+    pub fn waiting(&self) -> HashMap<u64, usize> {
+        let told = self.dump.as_ref().map(socket_diag::listeners);
+        match told {
+            Some(Ok(mut all)) => {
+                all.retain(|_, count| *count > 0);
+                all
+            }
+            _ => tables(self.pid),
+        }
+    }
+}
+
+/// The same, as `/proc/PID/net` has it.
+fn tables(pid: i32) -> HashMap<u64, usize> {
     let tables = ["tcp", "tcp6"].map(|name| File::open(format!("/proc/{pid}/net/{name}")));
     // A table that is not there has none.
     let tables = tables.into_iter().flatten();
@@ -32,11 +66,12 @@ pub fn waiting(pid: i32) -> HashMap<u64, usize> {
 
 /// The same, but for those that are being taken: only what waits at every look.
 pub fn left_waiting(pid: i32) -> HashMap<u64, usize> {
-    let mut all = waiting(pid);
+    let listeners = Listeners::of(pid);
+    let mut all = listeners.waiting();
     let end = Instant::now() + PATIENCE;
     while !all.is_empty() && Instant::now() < end {
         thread::sleep(GLANCE * 10);
-        let now = waiting(pid);
+        let now = listeners.waiting();
         all.retain(|socket, _| now.contains_key(socket));
     }
     all
@@ -47,18 +82,19 @@ pub fn left_waiting(pid: i32) -> HashMap<u64, usize> {
 ///
 /// # Errors
 /// When the container cannot be thawed or frozen.
-pub fn let_accept(cgroup: &Cgroup, pid: i32, within: Duration) -> Result<(), Cause> {
+pub fn let_accept(cgroup: &Cgroup, listeners: &Listeners, within: Duration) -> Result<(), Cause> {
+    let nobody_waits = || listeners.waiting().is_empty();
     for _ in 0..TURNS {
-        if waiting(pid).is_empty() {
+        if nobody_waits() {
             // The last frames before the gate closed may still be on their way through the kernel.
             thread::sleep(GLANCE);
-            if waiting(pid).is_empty() {
+            if nobody_waits() {
                 break;
             }
         }
         cgroup.thaw()?;
         let end = Instant::now() + MOMENT;
-        while !waiting(pid).is_empty() && Instant::now() < end {
+        while !nobody_waits() && Instant::now() < end {
             thread::sleep(GLANCE);
         }
         cgroup.freeze(within)?;
@@ -115,14 +151,17 @@ mod test {
         let own = std::process::id().cast_signed();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let inode = nix::sys::stat::fstat(&listener).unwrap().st_ino;
-        assert_eq!(waiting(own).get(&inode), None);
+        let told =
+            || [Listeners::of(own).waiting(), tables(own)].map(|all| all.get(&inode).copied());
+        assert_eq!(told(), [None, None]);
         let address = listener.local_addr().unwrap();
         let _clients = [address; 2].map(|address| TcpStream::connect(address).unwrap());
-        assert_eq!(waiting(own).get(&inode), Some(&2));
+        assert_eq!(told(), [Some(2), Some(2)]);
         assert!(left_waiting(own).contains_key(&inode));
         for _ in 0..2 {
             listener.accept().unwrap();
         }
+        assert_eq!(told(), [None, None]);
         assert_eq!(left_waiting(own).get(&inode), None);
     }
 

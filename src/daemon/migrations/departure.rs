@@ -20,6 +20,7 @@ use crate::model::{
 };
 use crate::storage::{Snapshot, send_all, tree_bytes};
 
+use super::backlog::Listeners;
 use super::frozen::{Frozen, HeldDeparture};
 use super::home::Home;
 use super::obstacle::Scene;
@@ -41,6 +42,8 @@ pub struct Departure {
     options: MigrationOptions,
     throttle: Throttle,
     rounds: Option<Rounds>,
+    /// Asked when it is frozen, and opened before.
+    listeners: Option<Listeners>,
     snapshot: Option<Snapshot>,
     /// The inode numbers of the pipes of its output. Asked for at the begin, so that it can do without its
     /// shim from then on.
@@ -89,6 +92,7 @@ impl Departure {
             options,
             throttle,
             rounds: None,
+            listeners: None,
             snapshot: None,
             stdio: None,
             findings,
@@ -275,6 +279,7 @@ impl Movable for Departure {
         let Self {
             parts,
             rounds,
+            listeners,
             snapshot,
             stdio,
             ..
@@ -284,6 +289,7 @@ impl Movable for Departure {
             snapshot,
             stdio,
             rounds,
+            listeners,
             precopy: None,
             dump: None,
             behind: false,
@@ -342,6 +348,7 @@ impl Departure {
                 null: streams::null(self.parts.pid).map(|name| name.to_string()),
                 watched,
             };
+            self.listeners = Some(Listeners::of(self.parts.pid));
             self.rounds = Some(Rounds {
                 precopy: Precopy::new(cgroup, tracker, self.options.compress)?
                     .with_flags(criu.mapping_flags().ok()),

@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
+use super::backlog::{self, Listeners};
 use super::behind::FrozenCopy;
 use super::departure::{FREEZE_WITHIN, Parts, Rounds, into};
 use super::home::Home;
-use super::{backlog, remains, streams};
+use super::{remains, streams};
 use crate::checkpoint::{Held as HeldDump, Precopy, for_each_chunk, mapped_files};
 use crate::daemon::Context;
 use crate::migration::codec::{Chunk, Kind};
@@ -23,6 +24,7 @@ pub struct Frozen {
     pub snapshot: Option<Snapshot>,
     pub stdio: Option<[u64; 2]>,
     pub rounds: Option<Rounds>,
+    pub listeners: Option<Listeners>,
     /// What copied its memory, once it is dumped: what that left in the tasks is of no harm while they stand still.
     pub precopy: Option<Precopy>,
     pub dump: Option<HeldDump>,
@@ -50,6 +52,7 @@ impl HeldDeparture {
             snapshot: None,
             stdio: None,
             rounds: None,
+            listeners: None,
             precopy: None,
             dump: None,
             behind: false,
@@ -108,7 +111,8 @@ impl Held for HeldDeparture {
         parts.home.detach(&parts.context)?;
         drop(step);
         let _step = spans.begin("let it accept");
-        backlog::let_accept(&parts.cgroup(), parts.pid, FREEZE_WITHIN)
+        let listeners = frozen.listeners.as_ref().ok_or(LOST)?;
+        backlog::let_accept(&parts.cgroup(), listeners, FREEZE_WITHIN)
     }
 
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
