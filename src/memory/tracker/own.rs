@@ -86,7 +86,7 @@ pub fn scan(
         ..mapping.own()
     };
     let mut found: Vec<Found> = Vec::new();
-    task.pages(&mapping.range, query, &mut |run| {
+    task.pages_soon(&mapping.range, query, &mut |run| {
         let kind = if run.categories.contains(Categories::GUARD) {
             Kind::Guard
         } else {
