@@ -20,8 +20,8 @@
 //! ## One binary, four roads
 //!
 //! `main.rs` decides before any thread exists: `godwit init` and `godwit shim` (hidden: a container's first process
-//! and its keeper, which fork), `godwit daemon` (one per host), and the verbs, which are clients of the daemon. One
-//! ELF file rules out that they are of different versions.
+//! and its keeper, which fork), `godwit daemon` (one per host), and the verbs, which are clients of the daemon; so is
+//! the CNI plugin that an engine finds in it. One ELF file rules out that they are of different versions.
 //!
 //! ```text
 //! people ─▶ cli ─▶ api (HTTP, unix socket) ─▶ daemon ─┬─▶ container ─▶ shim ─▶ init ─▶ the command

@@ -42,7 +42,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "runtime",
         &[
-            "model", "sys", "oci", "rootfs", "cgroup", "net", "security", "criu",
+            "model", "sys", "oci", "rootfs", "storage", "cgroup", "net", "security", "criu",
         ],
     ),
     // Not criu, not container, not checkpoint: a migration moves values and bytes, and sees a container through
