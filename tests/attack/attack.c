@@ -896,8 +896,11 @@ static int bombs(const char *kind, int seconds) {
 }
 
 int main(int argc, char **argv) {
-  if (argc > 1 && !strcmp(argv[1], "wait"))
+  if (argc > 1 && !strcmp(argv[1], "wait")) {
+    /* As an init does: whose parent has died is waited for here, or counts against the limit for ever. */
+    signal(SIGCHLD, SIG_IGN);
     for (;;) pause();
+  }
   if (argc > 2 && !strcmp(argv[1], "cat")) return cat(argv + 2);
   if (argc > 3 && !strcmp(argv[1], "connect")) return reach(argv[2], argv[3]);
   if (argc > 1 && !strcmp(argv[1], "become-root")) return become_root();
