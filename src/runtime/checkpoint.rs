@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::fcntl::OFlag;
 use nix::sys::stat::{Mode, umask};
@@ -176,12 +176,29 @@ fn check_parent(request: &CheckpointRequest) -> Result<(), RuntimeError> {
             "must be relative to the directory of --image-path".to_owned(),
         ));
     }
-    let at = request.images.join(parent);
+    let at = cleaned(&request.images.join(parent));
     if !at.join("inventory.img").exists() {
         let why = format!("there is no pre-dump in {}", at.display());
         return Err(refused(why));
     }
     Ok(())
+}
+
+/// A path without `..`, as words: the directory of images that are to be made may not be there yet.
+fn cleaned(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir
+                if matches!(clean.components().next_back(), Some(Component::Normal(_))) =>
+            {
+                clean.pop();
+            }
+            Component::CurDir => {}
+            part => clean.push(part),
+        }
+    }
+    clean
 }
 
 /// The descriptor that gets a byte, opened anew for writing.
@@ -416,4 +433,22 @@ pub(super) fn container_root(record: &Record) -> Result<OwnedFd, RuntimeError> {
         Mode::empty(),
     );
     root.map_err(|errno| system("hold the container's root")(errno.into()))
+}
+
+#[cfg(test)]
+mod test {
+    use super::*;
+
+    #[test]
+    fn a_parent_is_found_beside_images_that_are_not_there_yet() {
+        for (path, clean) in [
+            ("/a/b/../c", "/a/c"),
+            ("/a/./b/c/../../d", "/a/d"),
+            ("a/../../c", "../c"),
+            ("../a", "../a"),
+            ("/../a", "/../a"),
+        ] {
+            assert_eq!(cleaned(Path::new(path)), Path::new(clean));
+        }
+    }
 }

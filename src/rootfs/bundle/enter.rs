@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, umount2};
 use nix::unistd::{chdir, chroot, fchdir, pivot_root};
 
 use super::{Root, RootfsError, cover, path_error, place, root_error};
@@ -32,11 +32,15 @@ impl Root<'_> {
             self.pivot()
         };
         changed.map_err(root_error("change the root to", &plan.root))?;
-        let Some(propagation) = plan.propagation else {
-            return Ok(());
+        let kind = match plan.propagation {
+            Some(propagation) => propagation.kind,
+            None if plan.no_pivot => return Ok(()),
+            // Nothing is said, and it is nobody's slave either: on another host, where a checkpoint is restored, there is
+            // no such master.
+            None => MsFlags::MS_PRIVATE,
         };
         let change = Change {
-            propagation: propagation.kind.bits(),
+            propagation: kind.bits(),
             ..Change::default()
         };
         // Not beneath, whatever the word says: each mount there has what its own options say.
