@@ -165,6 +165,12 @@ impl Migrations {
     ) -> Result<Vec<Finding>, DaemonError> {
         let stream = self.reach(to).await?;
         let id = MigrationId(rand::random());
+        // The address that is kept for one of a bundle meanwhile must not be taken from a migration that begins now.
+        let of_bundle = self.containers.status(name).await.is_err();
+        let _locked = match of_bundle {
+            true => Some(self.context.locks.lock(name).await?),
+            false => None,
+        };
         let found = self.running(name).await?;
         let bundled = match &found.0 {
             Home::Bundle(bundled) => Some(bundled.clone()),

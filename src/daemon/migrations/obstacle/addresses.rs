@@ -81,8 +81,7 @@ mod test {
     }
 
     #[test]
-    fn a_socket_of_this_machine_is_told_of() {
-        // In the tests' namespace there may be none with an address of its own; those at loopback are never told.
+    fn what_listens_at_loopback_is_not_told_of() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port().to_string();
         let told = staying(std::process::id().cast_signed());
