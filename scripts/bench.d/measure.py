@@ -15,9 +15,17 @@ BEFORE = 1.0
 AT_REST = 0.15
 
 
+def every():
+    """Milliseconds between two ticks, and between two pings. On an emulated processor, which does less in one, there are
+    fewer: else both do little but answer pings, and the subject that has no client (the floor) is compared with one
+    that shares its processor with it."""
+    return ["--every", str(slow())]
+
+
 def serve(cell):
     """The workload's command line, in every container the same."""
-    return [TOOL, "serve", "--port", str(PORT), "--mib", str(cell.mib), "--rate", str(cell.rate), "--data", cell.data]
+    memory = ["--mib", str(cell.mib), "--rate", str(cell.rate), "--data", cell.data]
+    return [TOOL, "serve", "--port", str(PORT), *memory, *every()]
 
 
 class Workload:
@@ -59,10 +67,10 @@ class Workload:
 
 
 class Pinger:
-    """A client's connection that asks every millisecond."""
+    """A client's connection that asks every millisecond, or as often as `every` says."""
 
     def __init__(self, workload):
-        self.process = workload.lab.client.spawn(workload.tool, "ping", "--to", workload.at, stdin=subprocess.PIPE)
+        self.process = workload.lab.client.spawn(workload.tool, "ping", "--to", workload.at, *every(), stdin=subprocess.PIPE)
         if self.process.stdout.readline() != "ready\n":
             raise Failed(f"the client cannot connect: {self.process.stderr.read()}")
 

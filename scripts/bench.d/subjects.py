@@ -238,7 +238,7 @@ class Floor(Subject):
         fresh_network(self.lab.alpha, self.places)
         self.lab.alpha.fresh(self.images)
         tool, root = self.places.tool, self.places.root
-        command = f"{tool} contain --root {root} --netns {NETNS} -- {measure.TOOL} serve --port {measure.PORT}"
+        command = f"{tool} contain --root {root} --netns {NETNS} -- {' '.join(measure.serve(cell))}"
         self.pid = self.lab.alpha.script(command).strip()
         return ADDRESS
 

@@ -21,13 +21,14 @@ vm_check_machine() {
 
 # ---- before any starts
 
-# vm_prepare PROGRAM MEMORY [CRIU…]: images, and what each host is given.
+# vm_prepare PROGRAM MEMORY CPUS [CRIU…]: images, and what each host is given.
 vm_prepare() {
-  local program=$1 memory=$2 image host
-  shift 2
+  local program=$1 memory=$2 cpus=$3 image host
+  shift 3
   image=$("$GODWIT_TREE/scripts/lab.d/image" "$VM_CACHE")
   echo "$image" >"$LAB_DIR/image"
   echo "$memory" >"$LAB_DIR/memory"
+  echo "$cpus" >"$LAB_DIR/cpus"
   vm_acceleration "$image" >"$LAB_DIR/accel"
   if [ "$(lab_fact accel tcg)" = tcg ]; then echo "$VM_EMULATED"; else echo 1; fi >"$LAB_DIR/slow"
   lab_slow
@@ -146,14 +147,16 @@ vm_start_host() {
 vm_command() {
   local host=$1 image=$2 accel number bridge words
   accel=$(lab_fact accel tcg) number=$(lab_number "$host")
-  machine=(qemu-system-x86_64 -name "$host" -M q35 -m "$(lab_fact memory 1536)" -smp 1 -nodefaults -no-user-config
+  machine=(qemu-system-x86_64 -name "$host" -M q35 -m "$(lab_fact memory 1536)" -smp "$(lab_fact cpus 1)" -nodefaults -no-user-config
     -display none -serial "file:console.log" -monitor "unix:monitor,server=on,wait=off")
   if [ "$accel" = kvm ]; then
     machine+=(-accel kvm -cpu host)
   else
-    machine+=(-accel "tcg,thread=multi,tb-size=256" -cpu "max,la57=off")
+    machine+=(-accel "tcg,thread=multi,tb-size=1024" -cpu "max,la57=off")
+    # QEMU finds what it has translated by the address it runs at: at another address it is translated again.
+    words="norandmaps "
   fi
-  words="console=ttyS0 quiet loglevel=4 rw net.ifnames=0 mitigations=off tsc=reliable no_timer_check nowatchdog"
+  words+="console=ttyS0 quiet loglevel=4 rw net.ifnames=0 mitigations=off tsc=reliable no_timer_check nowatchdog"
   words+=" audit=0 apparmor=0 raid=noautodetect cryptomgr.notests systemd.show_status=0 panic=-1"
   words+=" lab.host=$host lab.lan=$(lab_address "$host") lab.door=$(vm_door "$host")"
   machine+=(-kernel "$image/vmlinuz" -initrd "$image/initrd" -append "$words"

@@ -61,7 +61,8 @@ impl Place {
 /// Makes the whole place: [`reserve`], then [`mount_root`]. On failure nothing of it is left.
 pub fn make(host: &Host, spec: &ContainerSpec) -> Result<Place, ContainerError> {
     let place = reserve(host, spec)?;
-    if let Err(error) = mount_root(host, spec) {
+    let mounted = id_map(host, spec).and_then(|id_map| mount_root(host, spec, id_map.as_ref()));
+    if let Err(error) = mounted {
         let mut undo = Undo::default();
         undo.push(|| remove_runtime(host, &spec.name));
         return Err(undo.unwind(error));
@@ -164,31 +165,39 @@ fn users_of(host: &Host, name: &Name) -> Result<IdRange, ContainerError> {
     })
 }
 
-/// Mounts the root. From now on its layer must not be written to from outside.
-pub fn mount_root(host: &Host, spec: &ContainerSpec) -> Result<(), ContainerError> {
+/// Whom of this host the users of a layer are in the container: a user namespace in which nobody is. None where they are
+/// the same. To make one, this process is copied for a moment, which takes the longer the more memory it has.
+pub fn id_map(host: &Host, spec: &ContainerSpec) -> Result<Option<File>, ContainerError> {
+    if spec.userns.is_host() {
+        return Ok(None);
+    }
+    let name = &spec.name;
+    let maps = users_of(host, name)?.layer_maps();
+    let opened = userns::make(0, &maps, &maps, 0, |process| {
+        File::open(process.join("ns/user"))
+    });
+    opened.map(Some).map_err(|source| ContainerError::Users {
+        name: name.clone(),
+        source,
+    })
+}
+
+/// Mounts the root, with its [`id_map`]. From now on its layer must not be written to from outside.
+pub fn mount_root(
+    host: &Host,
+    spec: &ContainerSpec,
+    id_map: Option<&File>,
+) -> Result<(), ContainerError> {
     let name = &spec.name;
     if !host.images.has(spec.image) {
         return Err(ContainerError::NoImage { image: spec.image });
     }
-    let id_map = match spec.userns {
-        Userns::Host => None,
-        Userns::Auto => {
-            let maps = users_of(host, name)?.layer_maps();
-            let opened = userns::make(0, &maps, &maps, 0, |process| {
-                File::open(process.join("ns/user"))
-            });
-            Some(opened.map_err(|source| ContainerError::Users {
-                name: name.clone(),
-                source,
-            })?)
-        }
-    };
     let at = host.shown_layers(name);
     let layers = Layers {
         lower: &host.images.lower(spec.image),
         upper: &host.upper(name),
         work: &host.work(name),
-        shown: id_map.as_ref().map(|id_map| Shown {
+        shown: id_map.map(|id_map| Shown {
             id_map: id_map.as_fd(),
             at: &at,
         }),

@@ -19,6 +19,7 @@ use super::copies::Copies;
 use super::level::Level;
 use super::pack::{Batch, Done, Packer};
 use crate::model::{Bytes, Compress};
+use crate::sys::scheduling;
 
 /// The most threads: beyond that the reader of the memory is the slowest.
 const MOST_WORKERS: usize = 4;
@@ -75,8 +76,7 @@ impl Pool {
     /// # Errors
     /// When a thread or a compressor cannot be made.
     pub fn new(compress: Compress) -> Result<Self, MemoryError> {
-        let processors = thread::available_parallelism().map_or(1, usize::from);
-        Self::with_workers(compress, processors.min(MOST_WORKERS))
+        Self::with_workers(compress, scheduling::processors().min(MOST_WORKERS))
     }
 
     /// The same with so many threads.

@@ -8,7 +8,7 @@
 //! ```text
 //! source         frozen, gate open ──────────────▶ gate closed ─▶ dump
 //!                   │ Frozen          Holding ▲        │ GateClosed
-//! destination       └▶ tap, announce ─────────┘        └▶ announce again … gate open, deliver
+//! destination  tap  └▶ bridge, announce ──────┘        └▶ announce again … gate open, deliver
 //!
 //! until the gate opens:   uplink ─▶ bridge ─▶ tap: a queue in the kernel
 //! from then on:           uplink ─▶ bridge ─▶ port ─▶ container
@@ -38,10 +38,12 @@ const QUEUE: u32 = 1000;
 /// The longest frame: 64 KiB of payload, as a bridge of any MTU may carry, and its header.
 const LONGEST: usize = 65_536 + 18;
 
-/// Frames that wait. Dropping it forgets them: their senders will send again.
+/// Frames that wait, once [`begin`] was called. Dropping it forgets them: their senders will send again.
 #[derive(Debug)]
 pub struct HeldFrames {
     tap: Tap,
+    name: String,
+    bridge: u32,
     port: EthernetSocket,
     lease: Lease,
 }
@@ -55,8 +57,9 @@ pub struct Delivered {
     pub lost: u64,
 }
 
-/// Begins to hold the frames of a container whose port is made and whose gate is closed.
-pub(super) fn begin(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<HeldFrames, NetError> {
+/// Makes the tap for the frames of a container whose port is made. None reaches it yet; but making an interface takes
+/// the kernel most of the time that holding frames does.
+pub(super) fn prepare(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<HeldFrames, NetError> {
     let name_of_tap = plan::tap_name(name);
     let failed = |operation| NetError::kernel(operation, &name_of_tap);
     let bridge = bridge::get(here)?;
@@ -69,24 +72,36 @@ pub(super) fn begin(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<HeldF
     let port = EthernetSocket::open(&port_name, ETHERTYPE)
         .map_err(NetError::kernel("send through", &port_name))?;
     let tap = Tap::create(&name_of_tap).map_err(failed("make"))?;
-    let mut change = named(&name_of_tap).up().controller(bridge.index);
-    change = change.address(plan::PORT_MAC.0.to_vec());
+    let mut change = named(&name_of_tap).address(plan::PORT_MAC.0.to_vec());
     change = change.append_extra_attribute(LinkAttribute::TxQueueLen(QUEUE));
     if let Some(mtu) = existing.mtu {
         change = change.mtu(mtu);
     }
     here.netlink
         .change(change.build())
+        .map_err(failed("set up"))?;
+    Ok(HeldFrames {
+        tap,
+        name: name_of_tap,
+        bridge: bridge.index,
+        port,
+        lease: *lease,
+    })
+}
+
+/// From now on the frames are held; the gate is closed.
+pub(super) fn begin(here: &Here<'_>, held: &HeldFrames) -> Result<(), NetError> {
+    let failed = |operation| NetError::kernel(operation, &held.name);
+    let change = named(&held.name).up().controller(held.bridge);
+    here.netlink
+        .change(change.build())
         .map_err(failed("put on the bridge"))?;
-    let link = here.netlink.link(&name_of_tap).map_err(failed("look at"))?;
+    let link = here.netlink.link(&held.name).map_err(failed("look at"))?;
     let index = link.map_or(0, |link| link.index);
     here.netlink
-        .claim_mac(index, &lease.mac.0)
+        .claim_mac(index, &held.lease.mac.0)
         .map_err(failed("lead frames to"))?;
-    let lease = *lease;
-    let held = HeldFrames { tap, port, lease };
-    held.announce().map_err(failed("announce through"))?;
-    Ok(held)
+    held.announce().map_err(failed("announce through"))
 }
 
 impl HeldFrames {

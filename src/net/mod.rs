@@ -135,10 +135,16 @@ impl Network {
         announce::announce(lease, pin)
     }
 
-    /// From now on, keeps the frames that others send to a container which is on its way to this host: they learn
-    /// that it is here, and what they send waits until [`HeldFrames::deliver`]. The gate is closed.
-    pub fn hold(&self, name: &Name, lease: &Lease) -> Result<HeldFrames, NetError> {
-        self.at_home(|here| hold::begin(here, name, lease))
+    /// Makes room for the frames that others will send to a container which is on its way to this host, for
+    /// [`Network::hold`]. Its port is made.
+    pub fn prepare_to_hold(&self, name: &Name, lease: &Lease) -> Result<HeldFrames, NetError> {
+        self.at_home(|here| hold::prepare(here, name, lease))
+    }
+
+    /// From now on, keeps the frames that others send to the container: they learn that it is here, and what they send
+    /// waits until [`HeldFrames::deliver`]. The gate is closed.
+    pub fn hold(&self, frames: &HeldFrames) -> Result<(), NetError> {
+        self.at_home(|here| hold::begin(here, frames))
     }
 
     /// Whom a container knows on its network.

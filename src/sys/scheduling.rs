@@ -2,6 +2,16 @@
 //! whoever has the right sets it for one that has not.
 
 use std::io;
+use std::sync::LazyLock;
+use std::thread;
+
+/// Processors that this program may use, as they were when it was first asked. The standard library reads
+/// `/proc/self/mountinfo` and the limits of its cgroup for it, each time: a millisecond on a host with many mounts.
+pub fn processors() -> usize {
+    static PROCESSORS: LazyLock<usize> =
+        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+    *PROCESSORS
+}
 
 /// How a process is scheduled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

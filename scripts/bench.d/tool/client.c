@@ -1,4 +1,4 @@
-/* The client: one connection that asks every millisecond, single questions, and an announcement for peers that make none. */
+/* The client: one connection that asks every millisecond or so, single questions, and an announcement for peers that make none. */
 #include "tool.h"
 
 #include <arpa/inet.h>
@@ -10,8 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* A wait between two answers that is longer than this is told. */
-#define TOLD (4 * NS_PER_MS)
+/* A wait between two answers that is by so much longer than it has to be is told. */
+#define TOLD (3 * NS_PER_MS)
 #define GAPS 256
 /* After the end of its input it waits this long for the last answer. */
 #define PATIENCE (20 * NS_PER_S)
@@ -29,6 +29,7 @@ int ping(int argc, char **argv)
     static struct { uint64_t from, to; } gaps[GAPS];
     int fd = dial(option(argc, argv, "--to", NULL)), count = 0;
     struct pollfd polled[2] = {{.fd = fd, .events = POLLIN}, {.fd = 0, .events = POLLIN}};
+    uint64_t every = number(argc, argv, "--every", "1") * NS_PER_MS, told = every + TOLD;
     uint64_t answers = 0, longest = 0, longest_from = 0, last = now(CLOCK_REALTIME), next = last;
     bool waiting = false, broken = false;
     uint64_t deadline = 0; /* once the input has ended */
@@ -43,7 +44,7 @@ int ping(int argc, char **argv)
                 break;
             }
             waiting = true;
-            next = next + NS_PER_MS > at ? next + NS_PER_MS : at + NS_PER_MS;
+            next = next + every > at ? next + every : at + every;
         }
         if (deadline && at > deadline) {
             broken = true;
@@ -65,7 +66,7 @@ int ping(int argc, char **argv)
                 longest = at - last;
                 longest_from = last;
             }
-            if (at - last > TOLD && count < GAPS) {
+            if (at - last > told && count < GAPS) {
                 gaps[count].from = last;
                 gaps[count++].to = at;
             }

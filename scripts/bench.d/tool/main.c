@@ -107,8 +107,8 @@ int main(int argc, char **argv)
         if (!strcmp(argv[1], modes[i].name))
             return modes[i].run(argc - 2, argv + 2);
     fprintf(stderr,
-            "usage: bench-tool serve --port P [--mib N] [--rate PAGES/S] [--data 3:1|random]\n"
-            "       bench-tool ping --to ADDRESS:PORT         until its input ends; a JSON object then\n"
+            "usage: bench-tool serve --port P [--mib N] [--rate PAGES/S] [--data 3:1|random] [--every MS]\n"
+            "       bench-tool ping --to ADDRESS:PORT [--every MS]  until its input ends; a JSON object then\n"
             "       bench-tool ask --to ADDRESS:PORT COMMAND  reset, log or verify\n"
             "       bench-tool announce --to BROADCAST-ADDRESS\n"
             "       bench-tool copy --pid P (--write FILE | --map FILE | --to ADDRESS:PORT)\n"

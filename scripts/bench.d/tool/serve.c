@@ -1,7 +1,7 @@
 /*
  * The workload. One thread, so that what is measured is the move of its memory and nothing else:
  *
- *   every millisecond   an entry in the tick log, and as many pages rewritten as are due
+ *   every --every ms    an entry in the tick log, and as many pages rewritten as are due
  *   on a ping           one byte back
  *   on `verify`         every page compared with what it must hold
  *
@@ -25,10 +25,9 @@
 #include <unistd.h>
 
 #define CONNECTIONS 8
-#define TICKS 131072 /* two minutes */
-#define TICK NS_PER_MS
-/* After a pause it does not catch up on more than this. */
-#define CATCH_UP (10 * NS_PER_MS)
+#define TICKS 131072 /* two minutes of milliseconds */
+/* After a pause it does not catch up on more ticks than this. */
+#define CATCH_UP 10
 
 struct memory {
     unsigned char *at;
@@ -148,6 +147,7 @@ static void answer(int fd, char command, struct tick *log, uint64_t *ticks, uint
 int serve(int argc, char **argv)
 {
     uint64_t rate = number(argc, argv, "--rate", "0"), port = number(argc, argv, "--port", NULL);
+    uint64_t tick = number(argc, argv, "--every", "1") * NS_PER_MS;
     const char *data = option(argc, argv, "--data", "3:1");
     struct memory memory = allocate(number(argc, argv, "--mib", "0"), !strcmp(data, "random"));
     struct tick *log = calloc(TICKS, sizeof *log);
@@ -165,17 +165,17 @@ int serve(int argc, char **argv)
     while (!ended) {
         uint64_t at = now(CLOCK_REALTIME);
         if (at >= next) {
-            uint64_t span = at - last < CATCH_UP ? at - last : CATCH_UP;
+            uint64_t span = at - last < CATCH_UP * tick ? at - last : CATCH_UP * tick;
             log[ticks++ % TICKS] =
                 (struct tick){.real = at, .cpu = now(CLOCK_PROCESS_CPUTIME_ID), .writes = memory.writes, .pings = pings};
             owed += span * rate;
             rewrite(&memory, owed / NS_PER_S);
             owed %= NS_PER_S;
             last = at;
-            next = next + TICK > at ? next + TICK : at + TICK;
+            next = next + tick > at ? next + tick : at + tick;
             continue;
         }
-        struct timespec wait = {.tv_nsec = (long)(next - at < TICK ? next - at : TICK)};
+        struct timespec wait = {.tv_nsec = (long)(next - at < tick ? next - at : tick)};
         if (ppoll(polled, 1 + CONNECTIONS, &wait, NULL) <= 0)
             continue;
         for (int i = 1; i <= CONNECTIONS; i++) {

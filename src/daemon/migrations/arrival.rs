@@ -1,6 +1,6 @@
 //! A container of another host on its way to this one: the rooms' side of [`Destination`] and of what follows.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -113,6 +113,7 @@ impl Destination for Arrivals {
             first_pass: true,
             pages: None,
             images: None,
+            id_map: None,
             frames: None,
             lazy: match offer.options.restore {
                 RestoreChoice::Auto | RestoreChoice::Lazy => {
@@ -145,6 +146,8 @@ pub struct Arrival {
     first_pass: bool,
     pages: Option<Arc<PageStore>>,
     images: Option<ImageDirectory>,
+    /// Whom of this host its users are.
+    id_map: Option<File>,
     frames: Option<HeldFrames>,
     /// Whether its memory comes behind it.
     lazy: bool,
@@ -178,6 +181,13 @@ impl Arrival {
         // there are. Nobody gets here who is not handed the directory.
         fs::set_permissions(coming.images(), fs::Permissions::from_mode(0o711))?;
         self.shim = Some(restored::new_shim(&coming, self.lazy)?);
+        self.id_map = place::id_map(&context.host, spec)?;
+        match context.network.prepare_to_hold(&spec.name, &spec.lease) {
+            Ok(frames) => self.frames = Some(frames),
+            Err(error) => {
+                tracing::warn!(container = %spec.name, "frames that come for it in the blackout will be lost: {error}");
+            }
+        }
         let limit = Bytes(offer.memory.0 * 2) + GROWTH;
         let named = offer.segments.iter().take(MOST_SEGMENTS);
         let named = named.map(|segment| (segment.inode, segment.name.clone()));
@@ -228,8 +238,9 @@ impl Arrival {
         let store = self.pages.take().ok_or("the page store is lost")?;
         let coming = &self.coming;
         thread::scope(|scope| {
-            let network = scope.spawn(|| introduce(coming, summary));
-            place::mount_root(&coming.context.host, &coming.spec)?;
+            let network = (!summary.neighbours.is_empty())
+                .then(|| scope.spawn(|| introduce(coming, summary)));
+            place::mount_root(&coming.context.host, &coming.spec, self.id_map.as_ref())?;
             let mut complete = store.verify()?;
             if complete.pages != summary.pages {
                 let (here, there) = (complete.pages, summary.pages);
@@ -246,7 +257,9 @@ impl Arrival {
             let handed = segments.pages;
             let placed = link_images(complete, images.path(), THREADS, self.lazy)?;
             tracing::debug!(container = %coming.spec.name, ?placed, ?handed, "its memory is complete");
-            network.join().map_err(|_| "its network was not told")?;
+            if let Some(network) = network {
+                network.join().map_err(|_| "its network was not told")?;
+            }
             Ok(segments.serve(images.path())?)
         })
     }
@@ -346,12 +359,11 @@ impl Arriving for Arrival {
     }
 
     fn frozen(&mut self) {
-        let (network, spec) = (&self.coming.context.network, &self.coming.spec);
-        match network.hold(&spec.name, &spec.lease) {
-            Ok(frames) => self.frames = Some(frames),
-            Err(error) => {
-                tracing::warn!(container = %spec.name, "frames that come for it in the blackout are lost: {error}");
-            }
+        let network = &self.coming.context.network;
+        if let Some(Err(error)) = self.frames.as_ref().map(|frames| network.hold(frames)) {
+            self.frames = None;
+            let name = &self.coming.spec.name;
+            tracing::warn!(container = %name, "frames that come for it in the blackout are lost: {error}");
         }
     }
 

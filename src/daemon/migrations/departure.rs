@@ -14,6 +14,7 @@ use crate::container::shim::Client;
 use crate::daemon::Context;
 use crate::memory::tracker;
 use crate::migration::codec::Kind;
+use crate::migration::message::NullName;
 use crate::migration::{Cause, Movable, NamedSegment, Offer, Outbox, RoundStats};
 use crate::model::{
     Bytes, Finding, MigrationId, MigrationOptions, Name, Pages, Spans, TrackerChoice,
@@ -48,6 +49,8 @@ pub struct Departure {
     /// The inode numbers of the pipes of its output. Asked for at the begin, so that it can do without its
     /// shim from then on.
     stdio: Option<[u64; 2]>,
+    /// `/dev/null` of its host among its streams.
+    null: Option<NullName>,
     /// What was found of it before this was made.
     findings: Vec<Finding>,
 }
@@ -95,6 +98,7 @@ impl Departure {
             listeners: None,
             snapshot: None,
             stdio: None,
+            null: None,
             findings,
         }
     }
@@ -267,8 +271,10 @@ impl Movable for Departure {
     }
 
     fn freeze(mut self) -> Result<HeldDeparture, Cause> {
-        // Before anything stands still: what the dump needs is there.
+        // Before anything stands still: what the dump needs is there, and what hardly changes is read. Without its
+        // neighbours it asks for them anew, and its first answers are late.
         self.rounds()?;
+        let neighbours = self.parts.home.neighbours(&self.parts.context);
         let spans = Spans::new(Instant::now);
         let step = spans.begin("freeze");
         if let Err(error) = self.parts.cgroup().freeze(FREEZE_WITHIN) {
@@ -282,6 +288,7 @@ impl Movable for Departure {
             listeners,
             snapshot,
             stdio,
+            null,
             ..
         } = self;
         Ok(Frozen {
@@ -290,6 +297,8 @@ impl Movable for Departure {
             stdio,
             rounds,
             listeners,
+            neighbours,
+            null,
             precopy: None,
             dump: None,
             behind: false,
@@ -338,6 +347,7 @@ impl Departure {
             let cgroup = self.parts.cgroup();
             let tracker = tracker::choose(self.kind());
             let root = PathBuf::from(format!("/proc/{}/root", self.parts.pid));
+            self.null = streams::null(self.parts.pid);
             let (watched, _) = watches::names(&root, &watches::watches(&cgroup.procs()?))?;
             let subject = Subject {
                 pid: self.parts.pid,
@@ -345,7 +355,7 @@ impl Departure {
                 images,
                 netns_inode: fs::metadata(self.parts.home.netns(context))?.ino(),
                 bound: restored::outside(self.parts.home.spec()),
-                null: streams::null(self.parts.pid).map(|name| name.to_string()),
+                null: self.null.map(|name| name.to_string()),
                 watched,
             };
             self.listeners = Some(Listeners::of(self.parts.pid));

@@ -1,19 +1,19 @@
 //! A container of this host that is frozen: the rooms' side of [`Held`] and of what follows it.
 
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use super::backlog::{self, Listeners};
 use super::behind::FrozenCopy;
 use super::departure::{FREEZE_WITHIN, Parts, Rounds, into};
 use super::home::Home;
-use super::{remains, streams};
+use super::remains;
 use crate::checkpoint::{Held as HeldDump, Precopy, for_each_chunk, mapped_files};
 use crate::daemon::Context;
 use crate::migration::codec::{Chunk, Kind};
+use crate::migration::message::NullName;
 use crate::migration::{Cause, HandedOver, Held, Outbox, Remainder, Summary};
-use crate::model::{MigrationId, Name, Spans, Step};
+use crate::model::{MigrationId, Name, Neighbour, Spans, Step};
 use crate::storage::{Snapshot, send_all, send_changes};
 
 const LOST: &str = "the rounds of this migration are lost";
@@ -25,6 +25,10 @@ pub struct Frozen {
     pub stdio: Option<[u64; 2]>,
     pub rounds: Option<Rounds>,
     pub listeners: Option<Listeners>,
+    /// Whom it knew on its network just before.
+    pub neighbours: Vec<Neighbour>,
+    /// `/dev/null` of its host among its streams.
+    pub null: Option<NullName>,
     /// What copied its memory, once it is dumped: what that left in the tasks is of no harm while they stand still.
     pub precopy: Option<Precopy>,
     pub dump: Option<HeldDump>,
@@ -53,6 +57,8 @@ impl HeldDeparture {
             stdio: None,
             rounds: None,
             listeners: None,
+            neighbours: Vec::new(),
+            null: None,
             precopy: None,
             dump: None,
             behind: false,
@@ -125,16 +131,7 @@ impl Held for HeldDeparture {
             mut precopy,
         } = frozen.rounds.take().ok_or(LOST)?;
         let out = |frame| into(outbox, Kind::Pages, frame);
-        let (dump, neighbours) = thread::scope(|scope| {
-            // Without them it asks anew, and its first answers are late.
-            let neighbours = scope.spawn(|| {
-                let _step = spans.begin("read the neighbours");
-                parts.home.neighbours(&parts.context)
-            });
-            let dump = HeldDump::dump(standby, &mut precopy, &out, spans, frozen.behind);
-            (dump, neighbours.join().unwrap_or_default())
-        });
-        let dump = dump?;
+        let dump = HeldDump::dump(standby, &mut precopy, &out, spans, frozen.behind)?;
         frozen.precopy = Some(precopy);
         let (pages, behind) = (dump.pages, dump.sent.behind);
         frozen.dump = Some(dump);
@@ -152,8 +149,8 @@ impl Held for HeldDeparture {
             pages,
             behind,
             stdio_inodes,
-            null: streams::null(parts.pid),
-            neighbours,
+            null: frozen.null,
+            neighbours: std::mem::take(&mut frozen.neighbours),
         })
     }
 

@@ -97,7 +97,7 @@ use self::serve::{Filler, Place, said};
 use self::wire::ToGuard;
 use self::work::Work;
 use super::MemoryError;
-use crate::sys::process;
+use crate::sys::{process, scheduling};
 
 /// Where CRIU looks for whom it is to tell, in its work directory.
 const SOCKET: &str = "lazy-pages.socket";
@@ -183,7 +183,7 @@ fn fill(place: &Place, successor: bool, guard: &OwnedFd) -> Result<(), MemoryErr
     let work = Work::default();
     let filled = thread::scope(|scope| {
         // Half of the processors are for whom all this is done.
-        let threads = thread::available_parallelism().map_or(1, usize::from) / 2;
+        let threads = scheduling::processors() / 2;
         for _ in 0..threads.clamp(1, MOST_THREADS) {
             scope.spawn(|| work.run());
         }

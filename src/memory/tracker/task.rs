@@ -14,7 +14,7 @@ use super::maps::{self, Device, Mapping, Private, Special};
 use crate::model::PAGE_SIZE;
 use crate::sys::pagemap::{self, Categories, Query, Run};
 use crate::sys::process_memory::ProcessMemory;
-use crate::sys::procmap;
+use crate::sys::{procmap, scheduling};
 
 /// At most so many threads walk a page table.
 const THREADS: usize = 4;
@@ -107,7 +107,7 @@ impl Task {
         query: Query,
         each: &mut pagemap::EachRun<'_>,
     ) -> Result<(), MemoryError> {
-        let threads = thread::available_parallelism().map_or(1, |n| n.get().min(THREADS));
+        let threads = scheduling::processors().min(THREADS);
         let parts = parts(range, threads);
         if parts.len() < 2 {
             return self.pages(range, query, each);

@@ -186,13 +186,14 @@ async fn restore<D: Destination>(
     };
     reached(job, Phase::Restore).await;
     let Received { summary, frozen } = received;
-    let step = spans.begin("restore");
+    let step = spans.begin("complete the images");
     let completed = blocking(Phase::Restore, move || {
         let mut arriving = arriving;
         let left = arriving.complete(&summary);
         Ok((arriving, summary, left))
     });
     let completed = alive_during(&job.link, Phase::Restore, completed).await?;
+    drop(step);
     let (arriving, summary, left) = completed;
     let fetching = match left {
         Ok(left) => left.map(|left| behind::begin(entry, left, &job.world)),
@@ -201,6 +202,7 @@ async fn restore<D: Destination>(
             return Err(discard(arriving, error).await);
         }
     };
+    let step = spans.begin("restore");
     let work = blocking(Phase::Restore, move || {
         let _step = step;
         arriving.restore(&summary)

@@ -30,9 +30,10 @@ mod queue;
 mod window;
 
 use std::fmt;
-use std::thread;
 
 use serde::{Deserialize, Serialize};
+
+use crate::sys::scheduling;
 
 pub(super) use carry::Streams;
 pub(super) use carry::{PATIENCE, Way};
@@ -46,7 +47,7 @@ pub const MOST_STREAMS: u8 = 8;
 /// How many streams a host opens where nobody says otherwise: what packs and encrypts is the processor, and beyond
 /// four streams the reader of the memory is the slowest.
 pub fn usual() -> u8 {
-    thread::available_parallelism().map_or(1, |processors| processors.get().min(4) as u8)
+    scheduling::processors().min(4) as u8
 }
 
 /// What whoever opens another stream of a migration must know. Told over its first connection, and never shown.

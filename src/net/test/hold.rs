@@ -25,7 +25,9 @@ fn frames_that_come_in_the_blackout_arrive_in_their_order() {
         };
         host.network.learn(&host.pin("b"), &[known]).unwrap();
 
-        let frames = host.network.hold(&a, &lease(7)).unwrap();
+        let frames = host.network.prepare_to_hold(&a, &lease(7)).unwrap();
+        assert_eq!(learnt(lease(7).mac), None, "nothing is held yet");
+        host.network.hold(&frames).unwrap();
         assert!(!host.network.is_attached(&a).unwrap());
         let tap = plan::tap_name(&a);
         assert_eq!(learnt(lease(7).mac), Some(tap.clone()));
@@ -67,9 +69,10 @@ fn frames_that_are_not_wanted_any_more_leave_nothing() {
         let host = Host::open(dir, |_| {});
         host.make("a", &lease(7));
         let a = name("a");
-        let frames = host.network.hold(&a, &lease(7)).unwrap();
+        let frames = host.network.prepare_to_hold(&a, &lease(7)).unwrap();
+        host.network.hold(&frames).unwrap();
         assert!(
-            host.network.hold(&a, &lease(7)).is_err(),
+            host.network.prepare_to_hold(&a, &lease(7)).is_err(),
             "two taps of one name"
         );
         drop(frames);
@@ -77,7 +80,7 @@ fn frames_that_are_not_wanted_any_more_leave_nothing() {
         assert_eq!(learnt(lease(7).mac), None);
         host.remove("a");
         assert!(matches!(
-            host.network.hold(&a, &lease(7)),
+            host.network.prepare_to_hold(&a, &lease(7)),
             Err(NetError::NoPort { .. })
         ));
         assert_eq!(link(&plan::tap_name(&a)), None);

@@ -16,6 +16,7 @@ use super::super::task::Task;
 use super::super::{RoundStats, Seen, SentPages, Target};
 use super::{Segment, Segments, data};
 use crate::model::{PAGE_SIZE, Pages};
+use crate::sys::scheduling;
 
 /// The most threads that compare.
 const MOST_THREADS: usize = 4;
@@ -119,8 +120,7 @@ impl OwnedSegment {
             }
             Ok(news)
         };
-        let threads = thread::available_parallelism().map_or(1, usize::from);
-        let threads = threads.min(MOST_THREADS).min(pieces.len());
+        let threads = scheduling::processors().min(MOST_THREADS).min(pieces.len());
         let found: io::Result<Vec<Vec<Range<u64>>>> = thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(compare)).collect();
             let joined = threads.into_iter().map(|thread| match thread.join() {
