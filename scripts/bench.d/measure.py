@@ -24,7 +24,8 @@ def every():
 
 def serve(cell):
     """The workload's command line, in every container the same."""
-    memory = ["--mib", str(cell.mib), "--rate", str(cell.rate), "--data", cell.data]
+    # So does the writer.
+    memory = ["--mib", str(cell.mib), "--rate", str(cell.rate // slow()), "--data", cell.data]
     return [TOOL, "serve", "--port", str(PORT), *memory, *every()]
 
 

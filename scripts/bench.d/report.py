@@ -16,14 +16,17 @@ SCALE = {"total_ms": 1e-3, "wire_bytes": 1 / (1 << 20)}
 NOTES = """
 Median (min–max). *Blackout*: the longest hole in a 1 ms CLOCK_REALTIME log that the workload itself keeps. *Stall*: the
 longest time between two answers to a client that asks every millisecond over one TCP connection; *retrans.*: that
-connection's retransmissions on the client's side. (On emulated machines log and client tick at 8 ms.) *Total*: from the command to its end. *Wire*: bytes that the hosts
+connection's retransmissions on the client's side. (On emulated machines, which are
+that much slower, log and client tick at 8 ms, and an eighth of the pages is dirtied per second.) *Total*: from the command to its end. *Wire*: bytes that the hosts
 sent each other, counted at the switch; of subjects that write images, the images' size. *CPU*: both hosts', the
 workload's own taken off, until both are at rest again. *Extra*: the most memory beyond what the host held before, with
 page cache and tmpfs; of subjects on one host, that host's. *Kept*: the workload's own throughput while being copied, to
 that before.
 
 `godwit-*` moves between two hosts over a virtual cable. `runc` and `crun` checkpoint and restore on one host, through
-images on tmpfs that nobody has to send; `runc-lazy` restores on the second host and fetches memory from the first.
+images on tmpfs that nobody has to send; `runc-lazy` restores on the second host and fetches memory from the first;
+`runc-predump` sends two pre-dumps and the rest to page servers on the second host, which restores.
+No container has a user namespace of its own, which is Godwit's default: the others' have none.
 `criu-floor` is stock `criu dump` and `criu restore` of an empty container (external network, no lock), measured beside
 each size and rate. The hosts, the client and the measuring share the machine's cores.
 """

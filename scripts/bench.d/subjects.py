@@ -10,6 +10,8 @@ from hosts import Failed, slow
 ADDRESS = "10.88.0.201"
 ETHERNET = "02:00:0a:58:00:c9"
 LAZY_PORT = 7119
+# Of the first page server less one, and of whatever is no page.
+PAGES_PORT = 7120
 NETNS = "/run/netns/bench"
 
 
@@ -91,7 +93,7 @@ class Godwit(Subject):
 
 
 def start_godwit(lab, template, name, command=()):
-    lab.alpha.run("godwit", "run", "--template", template, "--name", name, *(["--", *command] if command else []))
+    lab.alpha.run("godwit", "run", "--userns", "host", "--template", template, "--name", name, *(["--", *command] if command else []))
     status = last_json(lab.alpha.run("godwit", "inspect", name, "--format", "json"))
     return status["spec"]["lease"]["address"]
 
@@ -224,6 +226,94 @@ class Lazy(Peer):
         self.lab.beta.script("ip link set bench0 nomaster")
 
 
+class PreDump(Peer):
+    """What a user can put together of stock parts: runc's pre-dumps through page servers on the other host, which gets the
+    rest of the images in a tar and restores."""
+
+    one_host = False
+    copies_while_running = True
+    # Rounds before the last one.
+    rounds = 2
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        if not self.missing:
+            self.missing = trackers(self.lab).get("soft-dirty", "this Godwit does not know soft-dirty bits")
+
+    def start(self, cell):
+        beta = self.lab.beta
+        fresh_network(beta, self.places, attached=False)
+        beta.fresh(self.images)
+        address = super().start(cell)
+        beta.write(self.bundle / "config.json", self.lab.alpha.run("cat", self.bundle / "config.json"))
+        return address
+
+    def move(self, _):
+        alpha, beta = self.lab.both()
+        wire = self.lab.wire.bytes()
+        there = beta.spawn("bash", "-ec", self.environment() + self.receive())
+        if there.stdout.readline() != "ready\n":
+            raise Failed(f"the page servers did not start: {there.communicate()[1][-300:]}")
+        try:
+            alpha.run("bash", "-ec", self.environment() + self.send())
+            _, told = there.communicate(timeout=120 * slow())
+        except (Failed, subprocess.TimeoutExpired) as error:
+            there.kill()
+            raise Failed(f"{self.program}: {self.errors(alpha) or self.errors(beta) or error}") from None
+        if there.returncode != 0:
+            raise Failed(f"{self.program}, restore: {self.errors(beta) or told[-300:]}")
+        return {"wire_bytes": self.lab.wire.bytes() - wire}
+
+    def errors(self, host):
+        numbers = range(self.rounds + 1, 0, -1)
+        return next(filter(None, (criu_errors(host, self.images / str(number)) for number in numbers)), "")
+
+    def send(self):
+        """On the source: one round after the other, then the end."""
+        lines = []
+        for number in range(1, self.rounds + 2):
+            parent = f"--parent-path ../{number - 1}" if number > 1 else ""
+            kind = "--pre-dump" if number <= self.rounds else ""
+            lines.append(f"mkdir -p {self.images}/{number}")
+            lines.append(
+                f"{self.program} checkpoint {kind} {self.options} --image-path {self.images}/{number} {parent}"
+                f" --page-server 10.77.0.2:{PAGES_PORT + number} bench"
+            )
+        lines.append(f"tar -C {self.images}/{self.rounds + 1} -cf - . >/dev/tcp/10.77.0.2/{PAGES_PORT}")
+        return "\n".join(lines)
+
+    def receive(self):
+        """On the destination: page servers and somebody for the rest, all started before the first round; then the restore."""
+        last = self.rounds + 1
+        return f"""
+            for n in $(seq {last}); do
+              mkdir -p {self.images}/$n
+              before=
+              [ $n = 1 ] || before="--prev-images-dir ../$((n - 1))"
+              criu page-server -D {self.images}/$n --port $(({PAGES_PORT} + n)) $before -o page-server.log >/dev/null 2>&1 &
+            done
+            {self.places.tool} sink --port {PAGES_PORT} --write {self.images}/rest.tar >/dev/null &
+            for n in $(seq 0 {last}); do
+              port=$(printf '%04X' $(({PAGES_PORT} + n)))
+              until grep -q ":$port [0-9A-F]*:0000 0A" /proc/net/tcp /proc/net/tcp6; do sleep 0.05; done
+            done
+            echo ready
+            wait
+            tar -C {self.images}/{last} -xf {self.images}/rest.tar
+            cd {self.images}
+            {self.program} restore -d {self.options} --image-path {self.images}/{last} --bundle {self.bundle} bench >/dev/null 2>&1
+            ip link set bench0 master godwit0
+            {announce(self.places)}
+            """
+
+    def stop(self):
+        super().stop()
+        self.lab.beta.script(self.environment() + f"{self.program} delete --force bench", check=False)
+        # Those that nobody came to, where a round has failed.
+        self.lab.beta.script(f'pkill -f "page-server -D {self.images}/"; pkill -f "sink --port {PAGES_PORT}"', check=False)
+        self.lab.beta.script('ip link set bench0 nomaster; rm -rf "$1"', self.images, check=False)
+
+
 class Floor(Subject):
     """Stock `criu dump` and `criu restore` of an empty container: external network, no lock, no memory."""
 
@@ -285,6 +375,7 @@ def all_subjects(lab, places):
         *godwit_subjects(lab, places),
         Peer("runc", lab, places, "runc"),
         Lazy("runc-lazy", lab, places, "runc"),
+        PreDump("runc-predump", lab, places, "runc"),
         Peer("crun", lab, places, "crun"),
         Floor("criu-floor", lab, places),
     ]

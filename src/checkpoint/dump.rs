@@ -150,6 +150,9 @@ impl Held {
             let mut piece = |frame| out(frame);
             let mut sender = Sender::new(pool, &mut piece);
             let mut sink = DumpSink::new(&mut sender, known, false).with_owned(lists);
+            if let Some(spaces) = rounds.pre_dumped() {
+                sink = sink.after(spaces);
+            }
             let served = server.serve(&mut sink);
             self.sent = sender.sent();
             let rest = rest.map(|rest| match rest.join() {

@@ -16,7 +16,7 @@ pub enum CheckpointError {
     /// CRIU could not do its part.
     #[error("CRIU could not {operation} the container")]
     Criu {
-        /// `dump` or `restore`.
+        /// `pre-dump`, `dump` or `restore`.
         operation: &'static str,
         /// What it said.
         #[source]

@@ -33,9 +33,12 @@ pub fn for_each_chunk(
 ) -> Result<Vec<(String, u64)>, CheckpointError> {
     let mut names = Vec::new();
     for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
-        let name = entry.map_err(failed("list", directory))?.file_name();
-        // CRIU names its files in ASCII; a log is for this host.
-        if let Some(name) = name.to_str().filter(|name| !name.ends_with(".log")) {
+        let entry = entry.map_err(failed("list", directory))?;
+        // CRIU names its files in ASCII; a log is for this host, and so is the link to its parent.
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let name = entry.file_name();
+        let name = name.to_str().filter(|name| !name.ends_with(".log"));
+        if let Some(name) = name.filter(|_| is_file) {
             names.push(name.to_owned());
         }
     }

@@ -26,6 +26,7 @@ mod heal;
 mod image;
 mod mappings;
 mod precopy;
+mod predump;
 mod restore;
 mod shim;
 mod standby;

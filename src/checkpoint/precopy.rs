@@ -6,20 +6,28 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::mappings::Mappings;
-use super::{CheckpointError, Standby};
+use super::predump::PreDumps;
+use super::{CheckpointError, Standby, Subject};
 use crate::cgroup::Cgroup;
-use crate::criu::{Hidden, HiddenFile, MappingFlags, SmapsTable};
+use crate::criu::{Criu, Hidden, HiddenFile, MappingFlags, SmapsTable};
 use crate::memory::{
-    MemoryError, OwnedSpace, Pool, Residual, RoundStats, Sender, SentPages, Target, Tracker,
+    MemoryError, OwnedSpace, Pool, PreDumped, Residual, RoundStats, Sender, SentPages, Target,
+    Tracker,
 };
 use crate::model::Compress;
 
 /// Where frames go, from several threads at once. An error ends the round or the dump that makes them.
 pub type SharedOut<'a> = dyn Fn(Vec<u8>) -> io::Result<()> + Send + Sync + 'a;
 
+/// Who finds what has changed.
+enum Way {
+    Tracker(Box<dyn Tracker>),
+    Criu(PreDumps),
+}
+
 /// The rounds of one migration.
 pub struct Precopy {
-    tracker: Box<dyn Tracker>,
+    way: Way,
     cgroup: Cgroup,
     pool: Pool,
     mappings: Option<Mappings>,
@@ -36,8 +44,25 @@ impl Precopy {
         tracker: Box<dyn Tracker>,
         compress: Compress,
     ) -> Result<Self, CheckpointError> {
+        Self::by(Way::Tracker(tracker), cgroup, compress)
+    }
+
+    /// Rounds by CRIU's own pre-dumps, which needs a kernel with soft-dirty bits.
+    ///
+    /// # Errors
+    /// As of [`Self::new`], and when there is no place for its images.
+    pub fn by_criu(
+        criu: &Criu,
+        subject: &Subject,
+        compress: Compress,
+    ) -> Result<Self, CheckpointError> {
+        let dumps = PreDumps::new(criu, subject)?;
+        Self::by(Way::Criu(dumps), subject.cgroup.clone(), compress)
+    }
+
+    fn by(way: Way, cgroup: Cgroup, compress: Compress) -> Result<Self, CheckpointError> {
         Ok(Self {
-            tracker,
+            way,
             cgroup,
             pool: Pool::new(compress).map_err(memory)?,
             mappings: None,
@@ -58,14 +83,18 @@ impl Precopy {
     /// # Errors
     /// When the processes cannot be listed, or `out` fails.
     pub fn round(&mut self, out: &SharedOut<'_>) -> Result<RoundStats, CheckpointError> {
-        let targets = targets(&self.cgroup)?;
         self.pool.next_round();
+        let tracker = match &mut self.way {
+            Way::Tracker(tracker) => tracker,
+            Way::Criu(dumps) => return dumps.round(&self.pool, out),
+        };
+        let targets = targets(&self.cgroup)?;
         if let Some(mappings) = &mut self.mappings {
             mappings.learn(&targets);
         }
         let mut piece = |frame| out(frame);
         let mut sender = Sender::new(&self.pool, &mut piece);
-        self.tracker.round(&targets, &mut sender).map_err(memory)
+        tracker.round(&targets, &mut sender).map_err(memory)
     }
 
     /// The last look, at frozen tasks, after all that was sent in rounds has been acknowledged: what they have, and
@@ -77,13 +106,13 @@ impl Precopy {
     pub fn look(&mut self, standby: &Standby, out: &SharedOut<'_>) -> Result<(), CheckpointError> {
         self.pool.next_round();
         self.tell_mappings(standby.smaps.as_ref());
-        let Some(table) = &standby.hide else {
+        let (Some(table), Way::Tracker(tracker)) = (&standby.hide, &mut self.way) else {
             return Ok(());
         };
         let targets = targets(&self.cgroup)?;
         let mut piece = |frame| out(frame);
         let mut sender = Sender::new(&self.pool, &mut piece);
-        let residual = self.tracker.last(&targets, &mut sender).map_err(memory)?;
+        let residual = tracker.last(&targets, &mut sender).map_err(memory)?;
         let hidden: Vec<Hidden> = residual.spaces.iter().flat_map(hidden).collect();
         let files = residual.segments.iter().map(|segment| HiddenFile {
             device: segment.device,
@@ -107,7 +136,9 @@ impl Precopy {
     /// Takes every trace of the rounds out of the tasks. That takes time, the more memory they have: it is done, here
     /// or by dropping this, when they are dead, or before they go on.
     pub fn release(&mut self) {
-        self.tracker.release();
+        if let Way::Tracker(tracker) = &mut self.way {
+            tracker.release();
+        }
     }
 
     /// The last look at mappings, of tasks that are frozen: CRIU is told about them.
@@ -121,7 +152,26 @@ impl Precopy {
 
     /// What has been sent so far, for what CRIU dumps.
     pub(super) fn sent(&self) -> &SentPages {
-        self.tracker.sent()
+        match &self.way {
+            Way::Tracker(tracker) => tracker.sent(),
+            Way::Criu(dumps) => &dumps.sent,
+        }
+    }
+
+    /// The spaces of which CRIU knows what the rounds have sent, where it was CRIU that sent it.
+    pub(super) fn pre_dumped(&self) -> Option<&PreDumped> {
+        match &self.way {
+            Way::Tracker(_) => None,
+            Way::Criu(dumps) => Some(&dumps.spaces),
+        }
+    }
+
+    /// What CRIU's last round will be, as seen from the images of the final dump, where the rounds are CRIU's.
+    pub fn parent(&self) -> Option<PathBuf> {
+        match &self.way {
+            Way::Tracker(_) => None,
+            Way::Criu(dumps) => Some(dumps.parent()),
+        }
     }
 
     /// What packs pages.

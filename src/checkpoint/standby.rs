@@ -2,9 +2,9 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::criu::{Criu, HideTable, Session, SmapsTable, Spawn, may_read_limits};
+use crate::criu::{Criu, DumpRequest, HideTable, Session, SmapsTable, Spawn, may_read_limits};
 use crate::memory::PageServer;
 
 use super::conversation::Conversation;
@@ -32,6 +32,24 @@ impl Standby {
     /// # Errors
     /// When CRIU cannot be started.
     pub fn start(criu: &Criu, hide: bool, subject: &Subject) -> Result<Self, CheckpointError> {
+        Self::begin_with(criu, hide, subject, None)
+    }
+
+    /// The same, after rounds of CRIU's own, the last of which will be at `parent`, seen from the images: it looks at all
+    /// memory itself, and takes nobody's word for anything.
+    ///
+    /// # Errors
+    /// As of [`Self::start`].
+    pub fn after(criu: &Criu, subject: &Subject, parent: PathBuf) -> Result<Self, CheckpointError> {
+        Self::begin_with(criu, false, subject, Some(parent))
+    }
+
+    fn begin_with(
+        criu: &Criu,
+        hide: bool,
+        subject: &Subject,
+        parent: Option<PathBuf>,
+    ) -> Result<Self, CheckpointError> {
         let (server, theirs) =
             PageServer::pair(criu.version()).map_err(|source| CheckpointError::Memory {
                 operation: "sent",
@@ -50,11 +68,15 @@ impl Standby {
         };
         let page_server = spawn.pass(theirs);
         spawn.hide = hide.then(HideTable::new).transpose().map_err(failed)?;
-        let told = criu.mapping_flags().is_ok();
+        let told = parent.is_none() && criu.mapping_flags().is_ok();
         spawn.smaps = told.then(SmapsTable::new).transpose().map_err(failed)?;
         let (hide, smaps) = (spawn.hide.clone(), spawn.smaps.clone());
         let session = Session::start(criu, spawn).map_err(failed)?;
-        let request = subject.request(page_server);
+        let request = DumpRequest {
+            track_mem: parent.is_some(),
+            parent,
+            ..subject.request(page_server)
+        };
         Ok(Self {
             conversation: Conversation::start(session, request, subject.cgroup.clone()),
             server,

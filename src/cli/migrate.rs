@@ -52,7 +52,8 @@ pub struct Migrate {
     /// The most rounds in which memory is copied while it runs; 0: all of it is copied while it is frozen.
     #[arg(long, alias = "max-rounds", value_name = "NUMBER", default_value_t = MigrationOptions::default().max_rounds)]
     rounds: u32,
-    /// How changed memory is found: auto, soft-dirty, uffd-wp or hash.
+    /// How changed memory is found: auto, soft-dirty, uffd-wp, hash, or criu (its own pre-dumps, which stop the
+    /// container in each round).
     ///
     /// `godwit host check` shows which of them this host has. Hash reads all memory in every round: it works
     /// everywhere and is slow.

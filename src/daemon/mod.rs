@@ -26,6 +26,7 @@ pub mod context;
 mod error;
 pub mod events;
 pub mod facts;
+mod farewell;
 mod kept;
 pub mod locks;
 pub mod log;

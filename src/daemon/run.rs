@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! log, directories, lock ─▶ context ─▶ recovery ─▶ listen (API, peers) ─▶ READY
-//!      SIGTERM ─▶ STOPPING ─▶ accept nothing, finish ─▶ end; containers run on
+//!      SIGTERM ─▶ STOPPING ─▶ accept nothing, finish ─▶ end; containers run on, unless the host goes down
 //! ```
 
 use std::fs::{File, OpenOptions};
@@ -25,7 +25,7 @@ use super::peers::Peers;
 use super::rooms::Rooms;
 use super::tmpfs::Tmpfs;
 use super::{Bundles, Config, Containers, Context, Daemon, DaemonError, Migrations, Outside};
-use super::{recovery, service};
+use super::{farewell, recovery, service};
 use crate::api::server;
 use crate::api::types::{MigrationState, MigrationStatus};
 use crate::sys::perf;
@@ -64,6 +64,9 @@ pub fn run(config: Config) -> Result<(), DaemonError> {
         .map_err(io("start the runtime"))?;
     let ended = runtime.block_on(serve(Arc::clone(&context)));
     runtime.shutdown_timeout(Duration::from_secs(1));
+    if farewell::host_goes_down() {
+        farewell::end_all(&context);
+    }
     match memory.remove() {
         Ok(true) => {}
         Ok(false) => tracing::info!("memory is still being filled in: its tmpfs stays"),

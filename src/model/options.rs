@@ -60,15 +60,18 @@ pub enum TrackerChoice {
     UffdWp,
     /// All memory is read in each round and compared by a hash per page.
     Hash,
+    /// CRIU's own pre-dumps, which stop the container in each round (soft-dirty bits, too).
+    Criu,
 }
 choices!(
     TrackerChoice,
     "tracker",
-    "auto, soft-dirty, uffd-wp and hash",
+    "auto, soft-dirty, uffd-wp, hash and criu",
     Auto = "auto",
     SoftDirty = "soft-dirty",
     UffdWp = "uffd-wp",
-    Hash = "hash"
+    Hash = "hash",
+    Criu = "criu"
 );
 
 /// How memory comes back at the destination.

@@ -262,6 +262,9 @@ impl Movable for Departure {
     }
 
     fn cannot_leave_behind(&self) -> Option<String> {
+        if self.kind() == TrackerChoice::Criu {
+            return Some("the tracker criu has CRIU dump all memory".to_owned());
+        }
         let hides = &self.parts.context.facts.hides_pages;
         let why = format!(
             "CRIU here cannot be kept from reading all memory: {}",
@@ -345,7 +348,6 @@ impl Departure {
             let images = self.parts.directory().join("images");
             fs::create_dir_all(&images)?;
             let cgroup = self.parts.cgroup();
-            let tracker = tracker::choose(self.kind());
             let root = PathBuf::from(format!("/proc/{}/root", self.parts.pid));
             self.null = streams::null(self.parts.pid);
             let (watched, _) = watches::names(&root, &watches::watches(&cgroup.procs()?))?;
@@ -359,11 +361,17 @@ impl Departure {
                 watched,
             };
             self.listeners = Some(Listeners::of(self.parts.pid));
-            self.rounds = Some(Rounds {
-                precopy: Precopy::new(cgroup, tracker, self.options.compress)?
+            let compress = self.options.compress;
+            let precopy = match self.kind() {
+                TrackerChoice::Criu => Precopy::by_criu(criu, &subject, compress)?,
+                kind => Precopy::new(cgroup, tracker::choose(kind), compress)?
                     .with_flags(criu.mapping_flags().ok()),
-                standby: Standby::start(criu, criu.hides_pages().is_ok(), &subject)?,
-            });
+            };
+            let standby = match precopy.parent() {
+                Some(parent) => Standby::after(criu, &subject, parent)?,
+                None => Standby::start(criu, criu.hides_pages().is_ok(), &subject)?,
+            };
+            self.rounds = Some(Rounds { standby, precopy });
         }
         Ok(self.rounds.as_mut().expect("made above"))
     }

@@ -21,7 +21,7 @@
 //!
 //! The other kind of round is CRIU's own, on kernels with soft-dirty bits: `Session::pre_dump` with `track_mem`, a
 //! page server and a [`PreDumpSink`](super::PreDumpSink), each round's images directory the parent of the next;
-//! then the final dump, whose parent is the last of them, with `DumpSink::new(…).after(&rounds)`.
+//! then the final dump, whose parent is the last of them, with `DumpSink::new(…).after(&rounds)`: `checkpoint::predump`.
 
 mod hash;
 mod inject;

@@ -12,7 +12,7 @@ use crate::sys::userfaultfd::{
     self, FEATURE_WP_ASYNC, FEATURE_WP_UNPOPULATED, MODE_WP, USER_MODE_ONLY,
 };
 
-/// The trackers, best first, and whether this kernel has what each needs, and why not.
+/// The trackers, best first, CRIU's own way last, and whether this kernel has what each needs, and why not.
 pub fn offered() -> Vec<TrackerOffer> {
     let offer = |kind, tried: Result<&str, &Missing>| TrackerOffer {
         kind,
@@ -26,11 +26,15 @@ pub fn offered() -> Vec<TrackerOffer> {
             TrackerChoice::Hash,
             Ok("all memory is read and compared in each round"),
         ),
+        offer(
+            TrackerChoice::Criu,
+            has_soft_dirty().map(|_| "CRIU's own pre-dumps, by soft-dirty bits: the container stands still in each round"),
+        ),
     ]
 }
 
 /// A tracker of this kind; for [`TrackerChoice::Auto`] the best that this kernel has. What is not [`offered`] is no
-/// choice: memory is then compared, which is right everywhere.
+/// choice: memory is then compared, which is right everywhere. CRIU's own way is no tracker.
 pub fn choose(kind: TrackerChoice) -> Box<dyn Tracker> {
     match kind {
         TrackerChoice::UffdWp => Box::new(UffdWpTracker::new()),
