@@ -22,7 +22,7 @@ pub type SharedOut<'a> = dyn Fn(Vec<u8>) -> io::Result<()> + Send + Sync + 'a;
 /// Who finds what has changed.
 enum Way {
     Tracker(Box<dyn Tracker>),
-    Criu(PreDumps),
+    Criu(Box<PreDumps>),
 }
 
 /// The rounds of one migration.
@@ -57,7 +57,7 @@ impl Precopy {
         compress: Compress,
     ) -> Result<Self, CheckpointError> {
         let dumps = PreDumps::new(criu, subject)?;
-        Self::by(Way::Criu(dumps), subject.cgroup.clone(), compress)
+        Self::by(Way::Criu(Box::new(dumps)), subject.cgroup.clone(), compress)
     }
 
     fn by(way: Way, cgroup: Cgroup, compress: Compress) -> Result<Self, CheckpointError> {
