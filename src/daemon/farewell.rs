@@ -1,7 +1,7 @@
 //! The host goes down: its containers are asked to end, as its services are.
 //!
 //! Nothing is written down of it. They have ended with their host, and whoever is to run again after a boot
-//! ([`crate::model::RestartPolicy`]) will.
+//! ([`crate::model::Restart`]) will.
 
 use std::process::Command;
 use std::thread;

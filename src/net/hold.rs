@@ -38,7 +38,7 @@ const QUEUE: u32 = 1000;
 /// The longest frame: 64 KiB of payload, as a bridge of any MTU may carry, and its header.
 const LONGEST: usize = 65_536 + 18;
 
-/// Frames that wait, once [`begin`] was called. Dropping it forgets them: their senders will send again.
+/// Frames that wait, once they [are held](super::Network::hold). Dropping it forgets them: their senders will send again.
 #[derive(Debug)]
 pub struct HeldFrames {
     tap: Tap,
