@@ -46,8 +46,13 @@ def backend():
     return fact("backend", "netns")
 
 
+def emulated():
+    """The factor by which the hosts themselves are slower: none but emulated machines are."""
+    return int(fact("slow", "1"))
+
+
 def slow():
-    """The factor by which the hosts are slower than this machine."""
+    """The factor for time limits."""
     return int(os.environ.get("GODWIT_SLOW") or fact("slow", "1"))
 
 

@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import time
 
-from hosts import Failed, slow
+from hosts import Failed, emulated, slow
 
 TOOL = "/bin/bench-tool"
 PORT = 7000
@@ -19,13 +19,13 @@ def every():
     """Milliseconds between two ticks, and between two pings. On an emulated processor, which does less in one, there are
     fewer: else both do little but answer pings, and the subject that has no client (the floor) is compared with one
     that shares its processor with it."""
-    return ["--every", str(slow())]
+    return ["--every", str(emulated())]
 
 
 def serve(cell):
     """The workload's command line, in every container the same."""
     # So does the writer.
-    memory = ["--mib", str(cell.mib), "--rate", str(cell.rate // slow()), "--data", cell.data]
+    memory = ["--mib", str(cell.mib), "--rate", str(cell.rate // emulated()), "--data", cell.data]
     return [TOOL, "serve", "--port", str(PORT), *memory, *every()]
 
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 
 use super::conversation::Conversation;
-use super::precopy::SharedOut;
+use super::precopy::{SharedOut, memory};
 use super::{CheckpointError, Precopy, Standby};
 use crate::cgroup::Cgroup;
 use crate::criu::{DumpRequest, Leave, Server, Verdict};
@@ -211,11 +211,4 @@ fn send_residual(
     residual.send(known, &mut sender, behind)?;
     sender.flush()?;
     Ok(sender.sent())
-}
-
-fn memory(source: MemoryError) -> CheckpointError {
-    CheckpointError::Memory {
-        operation: "sent",
-        source,
-    }
 }

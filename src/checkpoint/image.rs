@@ -11,7 +11,10 @@ use crate::criu::wound;
 /// The size of a piece, in bytes.
 const PIECE: usize = 1 << 20;
 
-fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
+pub(super) fn failed(
+    operation: &'static str,
+    path: &Path,
+) -> impl FnOnce(io::Error) -> CheckpointError {
     let path = path.to_owned();
     move |source| CheckpointError::Image {
         operation,

@@ -189,7 +189,7 @@ fn hidden(space: &OwnedSpace) -> impl Iterator<Item = Hidden> + '_ {
     })
 }
 
-fn memory(source: MemoryError) -> CheckpointError {
+pub(super) fn memory(source: MemoryError) -> CheckpointError {
     CheckpointError::Memory {
         operation: "sent",
         source,

@@ -11,7 +11,8 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use super::precopy::SharedOut;
+use super::image::failed;
+use super::precopy::{SharedOut, memory};
 use super::{CheckpointError, Subject};
 use crate::criu::{Criu, DumpRequest, Leave, Session, Spawn, Verdict, may_read_limits};
 use crate::memory::{
@@ -42,7 +43,7 @@ impl PreDumps {
         let directory = subject.images.with_file_name("rounds");
         // CRIU looks whether it is there when it is asked for the final dump, and into it when the tasks stand still.
         let none = directory.join("none");
-        fs::create_dir_all(&none).map_err(image("make", &none))?;
+        fs::create_dir_all(&none).map_err(failed("make", &none))?;
         let dumps = Self {
             criu: criu.clone(),
             subject: subject.clone(),
@@ -51,7 +52,7 @@ impl PreDumps {
             spaces: PreDumped::default(),
             sent: SentPages::default(),
         };
-        dumps.point_at(&none).map_err(image("point at", &none))?;
+        dumps.point_at(&none).map_err(failed("point at", &none))?;
         Ok(dumps)
     }
 
@@ -68,7 +69,7 @@ impl PreDumps {
         out: &SharedOut<'_>,
     ) -> Result<RoundStats, CheckpointError> {
         let images = self.directory.join(self.done.to_string());
-        fs::create_dir_all(&images).map_err(image("make", &images))?;
+        fs::create_dir_all(&images).map_err(failed("make", &images))?;
         let (server, theirs) = PageServer::pair(self.criu.version()).map_err(memory)?;
         let mut spawn = Spawn {
             limits_from_proc: !may_read_limits(),
@@ -104,7 +105,8 @@ impl PreDumps {
             (_, Err(source)) => return Err(criu(source)),
             (Ok(served), Ok(_)) => served,
         };
-        self.point_at(&images).map_err(image("point at", &images))?;
+        self.point_at(&images)
+            .map_err(failed("point at", &images))?;
         self.done += 1;
         Ok(RoundStats {
             scanned: served.pages + served.holes,
@@ -121,25 +123,9 @@ impl PreDumps {
     }
 }
 
-fn memory(source: MemoryError) -> CheckpointError {
-    CheckpointError::Memory {
-        operation: "sent",
-        source,
-    }
-}
-
 fn criu(source: crate::criu::CriuError) -> CheckpointError {
     CheckpointError::Criu {
         operation: "pre-dump",
-        source,
-    }
-}
-
-fn image(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CheckpointError {
-    let path = path.to_owned();
-    move |source| CheckpointError::Image {
-        operation,
-        path,
         source,
     }
 }
