@@ -51,6 +51,12 @@ vm_pack() {
   cp "$LAB_DIR/$host/godwit.toml" "$pack/etc/godwit/"
   cp "$GODWIT_TREE/scripts/lab.d/guest/godwit.service" "$pack/etc/systemd/system/"
   cp -r "$GODWIT_TREE/scripts/lib" "$pack$GODWIT_TREE/scripts/"
+  if [ "$(lab_fact backend vm)" = vagrant ]; then
+    # Container images are found by these, and were built for the lab's own machines.
+    mkdir -p "$pack/etc/apt"
+    cp "$(lab_fact image '')/release/sources.list" "$pack/etc/apt/"
+    cp "$(lab_fact image '')/release/os-release" "$pack/etc/"
+  fi
   templates=${GODWIT_LAB_TEMPLATES:-$GODWIT_TREE/rootfs-templates}
   mkdir -p "$pack$templates"
   # As they are: modes, links and device nodes of a template's tree are part of it.
@@ -194,7 +200,7 @@ vm_booted_or_died() { vm_booted "$1" || ! lab_pid "$1" >/dev/null; }
 # vm_enter HOST CMD…: becomes a CMD there. The connection is shared, and everything of it here is in the host's
 # cgroup: a power cut ends it at once.
 vm_enter() {
-  local host=$1 switch words=() name terminal=-T remote
+  local host=$1 switch words=() name terminal=-T remote options
   shift
   switch=$(lab_pid switch) || return 1
   while read -r name; do
@@ -208,9 +214,11 @@ vm_enter() {
   printf -v remote 'cd %q 2>/dev/null || cd /; exec %s' "$PWD" "$remote"
   echo "$BASHPID" >"$(lab_cgroup)/$host/shell/cgroup.procs"
   cd "$LAB_DIR/$host" || return 1
-  exec nsenter --target "$switch" --net -- ssh -q -F none "$terminal" -i "$(lab_fact image '')/key" \
-    -o ControlMaster=auto -o ControlPath=door -o ControlPersist=yes -o BatchMode=yes -o ConnectTimeout="$(patience 5)" \
-    -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o ServerAliveInterval=15 -o ServerAliveCountMax=8 \
+  options=(-q "$terminal" -o ControlMaster=auto -o ControlPath=door -o ControlPersist=yes -o BatchMode=yes
+    -o ConnectTimeout="$(patience 5)" -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null
+    -o ServerAliveInterval=15 -o ServerAliveCountMax=8)
+  [ "$(lab_fact backend vm)" != vagrant ] || exec ssh -F ssh "${options[@]}" "$host" -- "$remote"
+  exec nsenter --target "$switch" --net -- ssh -F none "${options[@]}" -i "$(lab_fact image '')/key" \
     "root@$(vm_door "$host")" -- "$remote"
 }
 

@@ -3,9 +3,9 @@
 # The lab: its places, its hosts, the way into them. Sourced after base.sh.
 #
 # A host is one process. With the netns backend it is pid 1 of a pid namespace, with net, mount, uts, ipc and
-# cgroup namespaces of its own; with the vm backend it is a QEMU, with a kernel and a systemd of its own.
+# cgroup namespaces of its own; with the vm and vagrant backends it is a QEMU, with a kernel and a systemd of its own.
 # Nothing is pinned anywhere: kill that process and all of it is gone, as after a power cut. The switch is one
-# more such process that has only a network, and the client is namespaces with either backend.
+# more such process that has only a network, and the client is namespaces with every backend.
 #
 #                    switch
 #          ┌──────────────────────────┐
@@ -51,7 +51,7 @@ lab_number() {
 lab_address() { echo "10.77.0.$(lab_number "$1")"; }
 lab_has_host() { [[ " ${LAB_HOSTS[*]} " == *" $1 "* ]]; }
 lab_has_daemon() { [[ $1 =~ ^(alpha|beta|gamma)$ ]]; }
-lab_is_vm() { lab_has_daemon "$1" && [ "$(lab_fact backend netns)" = vm ]; }
+lab_is_vm() { lab_has_daemon "$1" && [ "$(lab_fact backend netns)" != netns ]; }
 
 # A process is known by its pid and its start time, so that a number used again is not mistaken for it.
 lab_start_time() {
