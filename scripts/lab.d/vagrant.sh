@@ -69,7 +69,7 @@ vagrant_make() {
   vagrant_plug "$host"
   # Root comes in by the key that Vagrant has made for this machine.
   ssh -F "$place/ssh.new" "$host" sudo sh -s -- "$host" "$(lab_address "$host")" "$(lab_fact slow 1)" \
-    <"$GODWIT_TREE/scripts/lab.d/guest/vagrant-host" >>"$place/vagrant.log" 2>&1 ||
+    <"$GODWIT_TREE/scripts/lab.d/vagrant-host" >>"$place/vagrant.log" 2>&1 ||
     die "$host could not be furnished: $(tail -n 5 "$place/vagrant.log")"
   sed 's/^  User .*/  User root/' "$place/ssh.new" >"$place/ssh"
 }

@@ -211,14 +211,13 @@ fn criu(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
     let Some(destination) = to.criu else {
         return Some(unusable(to));
     };
-    let release = |v: CriuVersion| (v.major, v.minor);
     let text = if destination < CriuVersion::OLDEST {
         format!(
             "{} has CRIU {destination}, {} or newer is needed",
             to.name,
             CriuVersion::OLDEST
         )
-    } else if release(destination) < release(source) {
+    } else if !destination.reads_images_of(source) {
         format!(
             "{} has CRIU {destination}, which may not read the images of {source} on {}; install {source} or newer there",
             to.name, from.name
@@ -408,22 +407,23 @@ mod test {
     }
 
     #[test]
-    fn an_older_criu_is_refused_and_a_newer_one_is_not() {
+    fn a_criu_that_may_not_read_the_images_is_refused() {
         let with = |v: Option<&str>| HostFacts {
             criu: v.map(|v| v.parse().unwrap()),
             ..host("beta")
         };
-        for (version, fine) in [
-            (Some("4.2"), true),
-            (Some("4.3"), true),
-            (Some("4.1.1"), false),
-            (Some("3.19"), false),
-            (None, false),
+        for (source, destination, fine) in [
+            ("4.2.1", Some("4.2"), true),
+            ("4.2.1", Some("4.3"), true),
+            ("4.2.1", Some("4.1.1"), true),
+            ("4.3", Some("4.2.1"), false),
+            ("4.1.1", Some("3.19"), false),
+            ("4.2.1", None, false),
         ] {
             assert_eq!(
-                codes(&host("alpha"), &with(version), |_, _| ()).is_empty(),
+                codes(&with(Some(source)), &with(destination), |_, _| ()).is_empty(),
                 fine,
-                "{version:?}"
+                "{source} to {destination:?}"
             );
         }
     }

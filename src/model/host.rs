@@ -141,6 +141,15 @@ impl CriuVersion {
         patch: 1,
     };
 
+    /// Whether a restore by this CRIU understands the images of a dump by `other`. CRIU reads those of older releases and
+    /// promises nothing of newer ones. From 4.1.1 to 4.2.1, though, all that is new in them (CRIU's images/*.proto) is
+    /// the width of page counts, of which [`crate::memory`] writes either, and `allow_uprobes`, which a dump has only
+    /// where it was asked for.
+    pub fn reads_images_of(self, other: Self) -> bool {
+        let release = |v: Self| (v.major, v.minor);
+        release(self) >= release(other) || (self >= Self::OLDEST && release(other) <= (4, 2))
+    }
+
     /// Whether page counts are 64 bits wide, on the page-server wire and in pagemap images (CRIU commit
     /// 7e0da4d97, first released in 4.2).
     pub fn wide_page_counts(self) -> bool {
@@ -199,6 +208,16 @@ impl From<CriuVersion> for String {
 #[cfg(test)]
 mod test {
     use super::*;
+
+    #[test]
+    fn images_are_read_by_newer_ones_and_by_those_that_differ_in_nothing() {
+        let reads = |this: &str, other: &str| {
+            let version = |text: &str| text.parse::<CriuVersion>().unwrap();
+            version(this).reads_images_of(version(other))
+        };
+        assert!(reads("4.2.1", "4.1.1") && reads("4.1.1", "4.2.1") && reads("4.3", "4.2"));
+        assert!(!reads("4.2.1", "4.3") && !reads("4.1.1", "4.3") && !reads("3.19", "4.1.1"));
+    }
 
     #[test]
     fn page_counts_are_wide_since_4_2() {
