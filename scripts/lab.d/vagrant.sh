@@ -36,7 +36,10 @@ vagrant_check_machine() {
 # vagrant_traces: what of this lab libvirt has.
 vagrant_traces() {
   command -v virsh >/dev/null || return 0
-  vagrant_virsh list --all --name 2>/dev/null | grep "^$(lab_cgroup_name)-" | sed 's/^/machine /' || :
+  {
+    vagrant_virsh list --all --name 2>/dev/null | sed 's/^/machine /'
+    vagrant_virsh net-list --all --name 2>/dev/null | sed 's/^/network /'
+  } | grep " $(lab_cgroup_name)-[a-z]*$" || :
 }
 
 # ---- one machine
@@ -100,11 +103,21 @@ vagrant_link() {
 
 # vagrant_clean: what `vagrant destroy` does, also where nobody knows any more what was made.
 vagrant_clean() {
-  local domain
-  [ ! -d "$LAB_DIR/vagrant" ] || vagrant_run destroy --force >/dev/null 2>&1 || :
-  while read -r _ domain; do
-    vagrant_virsh destroy "$domain" >/dev/null 2>&1 || :
-    vagrant_virsh undefine "$domain" --remove-all-storage >/dev/null || :
+  local kind name
+  [ ! -d "$LAB_DIR/vagrant" ] || vagrant_run destroy --force >"$LAB_DIR/vagrant.log" 2>&1 ||
+    warn "vagrant destroy: $(tail -n 3 "$LAB_DIR/vagrant.log")"
+  while read -r kind name; do
+    case $kind in
+      machine)
+        vagrant_virsh destroy "$name" >/dev/null 2>&1 || :
+        vagrant_virsh undefine "$name" >/dev/null
+        vagrant_virsh vol-delete --pool default "$name.img" >/dev/null
+        ;;
+      network)
+        vagrant_virsh net-destroy "$name" >/dev/null 2>&1 || :
+        vagrant_virsh net-undefine "$name" >/dev/null
+        ;;
+    esac
   done < <(vagrant_traces)
 }
 

@@ -151,7 +151,7 @@ vm_start_host() {
 
 # vm_command HOST IMAGE: leaves QEMU's command line in $machine. Few devices, since each costs its probing.
 vm_command() {
-  local host=$1 image=$2 accel number bridge words
+  local host=$1 image=$2 kernel accel number bridge words
   accel=$(lab_fact accel tcg) number=$(lab_number "$host")
   machine=(qemu-system-x86_64 -name "$host" -M q35 -m "$(lab_fact memory 1536)" -smp "$(lab_fact cpus 1)" -nodefaults -no-user-config
     -display none -serial "file:console.log" -monitor "unix:monitor,server=on,wait=off")
@@ -165,7 +165,9 @@ vm_command() {
   words+="console=ttyS0 quiet loglevel=4 rw net.ifnames=0 mitigations=off tsc=reliable no_timer_check nowatchdog"
   words+=" audit=0 apparmor=0 raid=noautodetect cryptomgr.notests systemd.show_status=0 panic=-1"
   words+=" lab.host=$host lab.lan=$(lab_address "$host") lab.door=$(vm_door "$host")"
-  machine+=(-kernel "$image/vmlinuz" -initrd "$image/initrd" -append "$words"
+  kernel=$image
+  [ ! -e "$LAB_DIR/$host/older-kernel" ] || kernel=$image/older
+  machine+=(-kernel "$kernel/vmlinuz" -initrd "$kernel/initrd" -append "$words"
     # A cut of the power loses what the machine has not flushed, and this machine's own disk need not wait for it.
     -drive "file=$LAB_DIR/$host/disk.qcow2,if=virtio,format=qcow2,cache=unsafe,discard=unmap"
     -drive "file=$LAB_DIR/$host/pack.tar,if=virtio,format=raw,readonly=on")
