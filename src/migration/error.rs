@@ -42,7 +42,7 @@ pub enum MigrationError {
         why: String,
     },
     /// The other host fell silent or the connection broke.
-    #[error("the connection to the other host was lost in phase {}", phase.as_str())]
+    #[error("the connection to the other host was lost in phase {}{}", phase.as_str(), unheard(source.as_ref()))]
     LinkLost {
         /// In which phase.
         phase: Phase,
@@ -133,4 +133,14 @@ fn texts(findings: &[Finding]) -> String {
         .map(|f| f.text.as_str())
         .collect();
     blocking.join("; ")
+}
+
+/// What may be wrong where the kernel says that nothing sent was acknowledged any more (`ETIMEDOUT`, tcp(7)).
+fn unheard(source: Option<&std::io::Error>) -> &'static str {
+    match source.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::TimedOut) => {
+            "; what was sent did not get there (is that host up, and do frames of full length reach it? MTU)"
+        }
+        _ => "",
+    }
 }

@@ -1,5 +1,6 @@
 //! Whether a container can live on another host: facts of both in, reasons out.
 
+use crate::model::kernel_flags::is_for_programs;
 use crate::model::{Bytes, CriuVersion, Finding, HostFacts, RestoreChoice, Userns};
 
 /// What the destination knows of itself when it is asked.
@@ -179,6 +180,7 @@ fn processor(from: &HostFacts, to: &HostFacts) -> Option<Finding> {
         .flags
         .difference(&to.cpu.flags)
         .map(String::as_str)
+        .filter(|flag| is_for_programs(flag))
         .collect();
     if missing.is_empty() {
         return None;
@@ -396,6 +398,12 @@ mod test {
         );
         assert_eq!(
             codes(&poorer, &host("alpha"), |_, _| ()),
+            Vec::<String>::new()
+        );
+        let mut other_kernel = host("alpha");
+        other_kernel.cpu.flags.insert("xtopology".into());
+        assert_eq!(
+            codes(&other_kernel, &host("beta"), |_, _| ()),
             Vec::<String>::new()
         );
         let mut other = host("beta");

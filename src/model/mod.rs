@@ -7,6 +7,7 @@ pub mod amount;
 pub mod event;
 pub mod host;
 pub mod id;
+pub mod kernel_flags;
 pub mod lease;
 pub mod migration;
 pub mod options;
