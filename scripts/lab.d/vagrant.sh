@@ -103,13 +103,18 @@ vagrant_link() {
 
 # vagrant_clean: what `vagrant destroy` does, also where nobody knows any more what was made.
 vagrant_clean() {
-  local kind name
+  local kind name disk
+  # The disks that the lab has given them are none of libvirt's, and Vagrant stumbles over such.
+  while read -r kind name; do
+    [ "$kind" = machine ] || continue
+    vagrant_virsh destroy "$name" >/dev/null 2>&1 || :
+    for disk in vdb vdc; do vagrant_virsh detach-disk "$name" "$disk" --config >/dev/null 2>&1 || :; done
+  done < <(vagrant_traces)
   [ ! -d "$LAB_DIR/vagrant" ] || vagrant_run destroy --force >"$LAB_DIR/vagrant.log" 2>&1 ||
     warn "vagrant destroy: $(tail -n 3 "$LAB_DIR/vagrant.log")"
   while read -r kind name; do
     case $kind in
       machine)
-        vagrant_virsh destroy "$name" >/dev/null 2>&1 || :
         vagrant_virsh undefine "$name" >/dev/null
         vagrant_virsh vol-delete --pool default "$name.img" >/dev/null
         ;;
