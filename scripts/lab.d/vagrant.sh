@@ -35,7 +35,8 @@ vagrant_check_machine() {
 
 # vagrant_traces: what of this lab libvirt has.
 vagrant_traces() {
-  command -v virsh >/dev/null || return 0
+  # Nobody else's lab asks libvirt, which it might start by that.
+  [ "$(lab_fact backend none)" = vagrant ] || return 0
   {
     vagrant_virsh list --all --name 2>/dev/null | sed 's/^/machine /'
     vagrant_virsh net-list --all --name 2>/dev/null | sed 's/^/network /'
@@ -61,14 +62,14 @@ vagrant_start_host() {
 
 # vagrant_make HOST: out of the box, and furnished.
 vagrant_make() {
-  local host=$1 place=$LAB_DIR/$1 domain disk=vdc
+  local host=$1 place=$LAB_DIR/$1 domain
   domain=$(vagrant_domain "$host")
   vagrant_run up "$host" >>"$place/vagrant.log" 2>&1 ||
     die "vagrant did not bring up $host: $(grep -v KProgress "$place/vagrant.log" | tail -n 5)"
   vagrant_run ssh-config "$host" >"$place/ssh.new" 2>>"$place/vagrant.log"
   vagrant_virsh attach-disk "$domain" "$place/pack.tar" vdb --mode readonly --persistent >/dev/null
   [ ! -e "$LAB_DIR/container-images" ] ||
-    vagrant_virsh attach-disk "$domain" "$(lab_fact container-images '')" $disk --mode readonly --persistent >/dev/null
+    vagrant_virsh attach-disk "$domain" "$(lab_fact container-images '')" vdc --mode readonly --persistent >/dev/null
   vagrant_plug "$host"
   # Root comes in by the key that Vagrant has made for this machine.
   ssh -F "$place/ssh.new" "$host" sudo sh -s -- "$host" "$(lab_address "$host")" "$(lab_fact slow 1)" \
@@ -103,7 +104,7 @@ vagrant_link() {
 
 # vagrant_clean: what `vagrant destroy` does, also where nobody knows any more what was made.
 vagrant_clean() {
-  local kind name disk
+  local kind name disk left
   # The disks that the lab has given them are none of libvirt's, and Vagrant stumbles over such.
   while read -r kind name; do
     [ "$kind" = machine ] || continue
@@ -124,6 +125,8 @@ vagrant_clean() {
         ;;
     esac
   done < <(vagrant_traces)
+  left=$(vagrant_traces)
+  [ -z "$left" ] || die "libvirt still has: $left"
 }
 
 vagrant_daemon_pid() { vm_daemon_pid "$@"; }
