@@ -27,6 +27,8 @@ pub const LOST_AFTER: Duration = Duration::from_secs(30);
 const STALLS_AFTER: Duration = Duration::from_secs(3);
 /// How long it may take to connect.
 const CONNECTS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a source that has been told the end may go on sending.
+const HEARS_OUT: Duration = Duration::from_secs(5);
 /// Between two attempts to connect, at most.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How often it is looked whether anybody still needs anything.
@@ -86,9 +88,14 @@ impl Fetching {
 impl Ending {
     /// Tells the source, if it still listens. Otherwise it asks.
     pub async fn tell(self) {
-        if let Some(link) = self.link {
+        if let Some(mut link) = self.link {
             let word = Message::Fetched(self.fetched);
-            link.say(&word, Phase::Fill).await.ok();
+            if link.say(&word, Phase::Fill).await.is_ok() {
+                // Pages that were asked for may be on their way. A connection that is closed before they are read is reset,
+                // and a source that cannot send them hears nothing more.
+                let rest = async { while link.receive(Phase::Fill).await.is_ok() {} };
+                let _ = tokio::time::timeout(HEARS_OUT, rest).await;
+            }
             link.close().await;
         }
     }
@@ -408,5 +415,40 @@ mod test {
         assert!(!window.stalls());
         window.moved = Instant::now().checked_sub(STALLS_AFTER).unwrap();
         assert!(window.stalls());
+    }
+}
+
+#[cfg(test)]
+mod test {
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_source_with_pages_on_their_way_hears_the_end_before_the_connection_goes() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await;
+        let (far, _) = listener.accept().await.unwrap();
+        let mut source = Link::new(far, CancellationToken::new());
+        let ending = Ending {
+            fetched: Fetched {
+                on_demand: Pages(3),
+                ..Fetched::default()
+            },
+            link: Some(Link::new(near.unwrap(), CancellationToken::new())),
+        };
+        let told = tokio::spawn(ending.tell());
+        match source.receive(Phase::Fill).await {
+            Ok(Inbound::Message(Message::Fetched(fetched))) => {
+                assert_eq!(fetched.on_demand, Pages(3));
+            }
+            other => panic!("heard {other:?}"),
+        }
+        for _ in 0..200 {
+            let sent = source.outbox().put(Kind::Pages, vec![0; 1 << 16]).await;
+            sent.expect("it still listens");
+        }
+        source.close().await;
+        told.await.unwrap();
     }
 }
