@@ -391,6 +391,8 @@ impl Window {
 
 #[cfg(test)]
 mod test {
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
 
     #[test]
@@ -416,13 +418,6 @@ mod test {
         window.moved = Instant::now().checked_sub(STALLS_AFTER).unwrap();
         assert!(window.stalls());
     }
-}
-
-#[cfg(test)]
-mod test {
-    use tokio::net::{TcpListener, TcpStream};
-
-    use super::*;
 
     #[tokio::test]
     async fn a_source_with_pages_on_their_way_hears_the_end_before_the_connection_goes() {
