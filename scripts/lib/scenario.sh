@@ -135,6 +135,8 @@ stop_client() {
 migrate() {
   local name=$1 from=$2 to=$3 number=$4 begin end status=0
   shift 4
+  # The default is 30 s, on processors that are none of an emulator's.
+  [[ " $* " = *" --timeout "* ]] || set -- "$@" --timeout "$(patience 30)s"
   begin=$(date +%s.%N)
   godwit_on "$from" migrate "$name" --to "$to" --format json "$@" \
     >"$scratch/report.json" 2>"$scratch/migrate.err" || status=$?
