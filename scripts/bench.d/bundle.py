@@ -9,6 +9,14 @@ MOUNTS = (
     ("/sys", "sysfs", "nosuid noexec nodev ro"),
     ("/sys/fs/cgroup", "cgroup", "nosuid noexec nodev ro"),
 )
+# As `runc spec` has it, and every engine; Godwit's containers have theirs from src/rootfs/plan.rs.
+READ_ONLY = tuple(f"/proc/{name}" for name in ("bus", "fs", "irq", "sys", "sysrq-trigger"))
+MASKED = (
+    *(f"/proc/{name}" for name in ("acpi", "interrupts", "kcore", "keys", "latency_stats", "sched_debug", "scsi")),
+    *(f"/proc/{name}" for name in ("timer_list", "timer_stats")),
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
 CAPABILITIES = ("CAP_CHOWN", "CAP_KILL", "CAP_NET_BIND_SERVICE", "CAP_SETUID", "CAP_SETGID")
 
 
@@ -32,6 +40,8 @@ def config(root, command, network, cgroup):
         ],
         "linux": {
             "cgroupsPath": cgroup,
+            "readonlyPaths": READ_ONLY,
+            "maskedPaths": MASKED,
             "namespaces": [{"type": kind} for kind in ("pid", "mount", "uts", "ipc", "cgroup")]
             + [{"type": "network", "path": network}],
         },

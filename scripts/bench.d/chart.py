@@ -15,8 +15,9 @@ COLOURS = {
     "runc-lazy": "#e08e79",
     "crun": "#d18b00",
     "criu-floor": "#555555",
+    "criu-bare": "#999999",
 }
-DASHED = {"criu-floor": "5 4", "runc-lazy": "2 3", "godwit-hash": "7 3"}
+DASHED = {"criu-floor": "5 4", "criu-bare": "1 3", "runc-lazy": "2 3", "godwit-hash": "7 3"}
 SPARE = ("#7d3c98", "#2e86c1", "#b9770e")
 
 

@@ -24,7 +24,7 @@ METRICS = (
     "blackout_ms stall_ms total_ms wire_bytes cpu_s extra_source_mib extra_destination_mib kept_throughput"
     " retransmissions reported_blackout_ms reported_wire_bytes"
 ).split()
-EMPTY = "criu-floor"
+EMPTY = ("criu-floor", "criu-bare")
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def measure_all(option, lab, places, mine, skipped):
 
 
 def one(lab, places, subject, cell):
-    if subject.name == EMPTY:
+    if subject.name in EMPTY:
         # Measured beside each cell, and empty each time.
         return measure.run(lab, places.tool, subject, Cell(0, 0, cell.data))
     return measure.run(lab, places.tool, subject, cell)
@@ -193,7 +193,7 @@ def keys(cells, mine):
 def as_cell(key, samples, failures):
     name, cell = key
     out = {"subject": name, "memory_mib": cell.mib, "dirty_pages_per_s": cell.rate, "runs": len(samples)}
-    if name == EMPTY:
+    if name in EMPTY:
         out["empty"] = True
     for metric in METRICS:
         out[metric] = measure.summary([sample.get(metric) for sample in samples])

@@ -113,7 +113,7 @@ int main(int argc, char **argv)
             "       bench-tool announce --to BROADCAST-ADDRESS\n"
             "       bench-tool copy --pid P (--write FILE | --map FILE | --to ADDRESS:PORT)\n"
             "       bench-tool sink --port P --write FILE\n"
-            "       bench-tool contain --root DIR --netns FILE -- COMMAND...\n"
+            "       bench-tool contain --root DIR --netns FILE [--mounts all|least] -- COMMAND...\n"
             "       bench-tool lives --runtime PROGRAM --state DIR --bundle DIR --pid-file FILE [--count N]\n");
     return 2;
 }
