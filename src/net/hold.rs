@@ -43,7 +43,7 @@ const LONGEST: usize = 65_536 + 18;
 pub struct HeldFrames {
     tap: Tap,
     name: String,
-    bridge: u32,
+    index: u32,
     port: EthernetSocket,
     lease: Lease,
 }
@@ -57,8 +57,9 @@ pub struct Delivered {
     pub lost: u64,
 }
 
-/// Makes the tap for the frames of a container whose port is made. None reaches it yet; but making an interface takes
-/// the kernel most of the time that holding frames does.
+/// Makes the tap for the frames of a container whose port is made, and puts it on the bridge, which takes the kernel
+/// most of the time that holding frames does. Nobody looks for the container there yet; what the bridge sends to every
+/// port of it is [dropped](begin) in the end.
 pub(super) fn prepare(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<HeldFrames, NetError> {
     let name_of_tap = plan::tap_name(name);
     let failed = |operation| NetError::kernel(operation, &name_of_tap);
@@ -80,10 +81,16 @@ pub(super) fn prepare(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<Hel
     here.netlink
         .change(change.build())
         .map_err(failed("set up"))?;
+    let change = named(&name_of_tap).up().controller(bridge.index);
+    here.netlink
+        .change(change.build())
+        .map_err(failed("put on the bridge"))?;
+    let link = here.netlink.link(&name_of_tap);
+    let link = link.map_err(failed("look at"))?;
     Ok(HeldFrames {
         tap,
         name: name_of_tap,
-        bridge: bridge.index,
+        index: link.map_or(0, |link| link.index),
         port,
         lease: *lease,
     })
@@ -92,19 +99,25 @@ pub(super) fn prepare(here: &Here<'_>, name: &Name, lease: &Lease) -> Result<Hel
 /// From now on the frames are held; the gate is closed.
 pub(super) fn begin(here: &Here<'_>, held: &HeldFrames) -> Result<(), NetError> {
     let failed = |operation| NetError::kernel(operation, &held.name);
-    let change = named(&held.name).up().controller(held.bridge);
+    held.forget().map_err(failed("empty"))?;
     here.netlink
-        .change(change.build())
-        .map_err(failed("put on the bridge"))?;
-    let link = here.netlink.link(&held.name).map_err(failed("look at"))?;
-    let index = link.map_or(0, |link| link.index);
-    here.netlink
-        .claim_mac(index, &held.lease.mac.0)
+        .claim_mac(held.index, &held.lease.mac.0)
         .map_err(failed("lead frames to"))?;
     held.announce().map_err(failed("announce through"))
 }
 
 impl HeldFrames {
+    /// Drops what has come so far: no more than the queue has room for.
+    fn forget(&self) -> io::Result<()> {
+        let mut buffer = vec![0; LONGEST];
+        for _ in 0..QUEUE {
+            if self.tap.receive(&mut buffer)?.is_none() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Says once more that the container is here: what its source's kernel still sent in its name, before the gate
     /// there was closed, has led every switch on the way back to that host.
     pub fn announce(&self) -> io::Result<()> {

@@ -27,6 +27,8 @@ fn frames_that_come_in_the_blackout_arrive_in_their_order() {
 
         let frames = host.network.prepare_to_hold(&a, &lease(7)).unwrap();
         assert_eq!(learnt(lease(7).mac), None, "nothing is held yet");
+        // The bridge knows no port of it, and so takes this to all of them.
+        mouth.send_to(&[99], (ip(7), 7001)).unwrap();
         host.network.hold(&frames).unwrap();
         assert!(!host.network.is_attached(&a).unwrap());
         let tap = plan::tap_name(&a);
