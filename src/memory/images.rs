@@ -9,7 +9,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use nix::errno::Errno;
@@ -93,8 +93,11 @@ fn move_all(
     jobs: &Mutex<VecDeque<Move>>,
     threads: usize,
 ) -> Result<(), MemoryError> {
+    // Most often there is nothing to move, and threads cost more than the rest.
+    let most = lock(jobs).len();
     thread::scope(|scope| {
-        let workers = (0..threads.max(1)).map(|_| scope.spawn(|| run(store, directory, jobs)));
+        let workers =
+            (0..threads.max(1).min(most)).map(|_| scope.spawn(|| run(store, directory, jobs)));
         let workers: Vec<_> = workers.collect();
         let results = workers.into_iter().map(|worker| match worker.join() {
             Ok(result) => result,
@@ -102,6 +105,10 @@ fn move_all(
         });
         results.collect::<Result<Vec<()>, _>>().map(drop)
     })
+}
+
+fn lock(jobs: &Mutex<VecDeque<Move>>) -> MutexGuard<'_, VecDeque<Move>> {
+    jobs.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A run of pages on its way from the store to an image.
@@ -144,10 +151,7 @@ fn run(
     jobs: &Mutex<VecDeque<Move>>,
 ) -> Result<(), MemoryError> {
     loop {
-        let job = jobs
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop_front();
+        let job = lock(jobs).pop_front();
         let Some(job) = job else { return Ok(()) };
         let length = job.pages * PAGE_SIZE;
         copy(&job.from.file, job.vaddr, &job.to, job.offset, length).map_err(image_error(
