@@ -100,9 +100,12 @@ def extras(found):
             return extra.get("failed", "")
         return f"{extra['godwit_mib_per_s']:.0f} / {extra['plain_mib_per_s']:.0f} MiB/s"
 
+    text = rates(precopy)
+    if precopy.get("ratio"):
+        text += f"; through a buffer and write {precopy['buffered_mib_per_s']:.0f}, of which it is {precopy['ratio_buffered']:.2f}"
     yield rule(
-        "pre-copy of incompressible memory to a plain process_vm_readv into tmpfs",
-        precopy.get("ratio"), PRECOPY, at_most=False, text=rates(precopy),
+        "pre-copy of incompressible memory to a plain process_vm_readv into a mapping of tmpfs",
+        precopy.get("ratio"), PRECOPY, at_most=False, text=text,
     )  # fmt: skip
     yield rule(
         "pre-copy of 3:1 memory over 1 Gbit/s to the plain copy over that link",

@@ -101,7 +101,7 @@ int main(int argc, char **argv)
         const char *name;
         int (*run)(int, char **);
     } modes[] = {{"serve", serve}, {"ping", ping}, {"ask", ask}, {"announce", announce},
-                 {"copy", copy},   {"sink", sink}, {"contain", contain}, {"lives", lives}};
+                 {"copy", copy},   {"sink", sink}, {"contain", contain}, {"lives", lives}, {"warm", warm}};
 
     for (size_t i = 0; argc > 1 && i < sizeof modes / sizeof *modes; i++)
         if (!strcmp(argv[1], modes[i].name))
@@ -114,6 +114,7 @@ int main(int argc, char **argv)
             "       bench-tool copy --pid P (--write FILE | --map FILE | --to ADDRESS:PORT)\n"
             "       bench-tool sink --port P --write FILE\n"
             "       bench-tool contain --root DIR --netns FILE [--mounts all|least] -- COMMAND...\n"
-            "       bench-tool lives --runtime PROGRAM --state DIR --bundle DIR --pid-file FILE [--count N]\n");
+            "       bench-tool lives --runtime PROGRAM --state DIR --bundle DIR --pid-file FILE [--count N]\n"
+            "       bench-tool warm --mib N  until its input ends\n");
     return 2;
 }

@@ -27,6 +27,7 @@ int copy(int argc, char **argv);
 int sink(int argc, char **argv);
 int contain(int argc, char **argv);
 int lives(int argc, char **argv);
+int warm(int argc, char **argv);
 
 /* Ends the program with what failed and why. */
 void die(const char *what) __attribute__((noreturn));
