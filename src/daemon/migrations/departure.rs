@@ -300,7 +300,6 @@ impl Movable for Departure {
             stdio,
             rounds,
             listeners,
-            early: Vec::new(),
             neighbours,
             null,
             precopy: None,
