@@ -28,7 +28,8 @@ images on tmpfs that nobody has to send; `runc-lazy` restores on the second host
 `runc-predump` sends two pre-dumps and the rest to page servers on the second host, which restores.
 No container has a user namespace of its own, which is Godwit's default: the others' have none.
 `criu-floor` is stock `criu dump` and `criu restore` of an empty container with the same mounts and namespaces (external
-network, no lock), measured beside each size and rate; `criu-bare` the same with no mounts but its root and /proc. The hosts, the client and the measuring share the machine's cores.
+network, no lock), measured beside each size and rate; `criu-bare` the same with no mounts but its root and /proc. The
+hosts, the client and the measuring share the machine's cores.
 """
 
 
