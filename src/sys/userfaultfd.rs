@@ -34,6 +34,8 @@ pub const FEATURE_WP_ASYNC: u64 = 1 << 15;
 
 const API: u64 = 0xAA;
 const MESSAGE: usize = 32;
+/// A page that may be in any address space.
+const ANYWHERE: Range<u64> = 1 << 16..(1 << 16) + 4096;
 
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +126,8 @@ pub enum Placed {
     Exists,
     /// The address space is being changed: read the events, then try again. Nothing was done.
     Changing,
-    /// The first page is in no mapping that this descriptor is registered for, or the range leaves it.
+    /// The first page is in no mapping that this descriptor is registered for, or the range leaves it: not because of
+    /// a change that is still to be read.
     Unmapped,
     /// The address space is gone.
     Gone,
@@ -303,7 +306,7 @@ impl Userfaultfd {
         // its process has registered and that has no content, so no reference to it can be invalidated: this
         // *is* its first content, as the kernel's zero page otherwise would be.
         let result = unsafe { raw::copy(self.0.as_raw_fd(), &mut arguments) };
-        outcome(result, arguments.copied)
+        self.outcome(result, arguments.copied)
     }
 
     /// Puts pages of zeros in a range, as [`Self::copy`] does.
@@ -315,23 +318,53 @@ impl Userfaultfd {
         };
         // SAFETY: as of `copy`.
         let result = unsafe { raw::zeropage(self.0.as_raw_fd(), &mut arguments) };
-        outcome(result, arguments.done)
+        self.outcome(result, arguments.done)
     }
 
     /// Whether this descriptor is registered for the anonymous memory of a range, all of one mapping, without
     /// changing anything: `UFFDIO_CONTINUE`, which is for shared memory alone, is refused differently where it is.
     pub fn registered(&self, range: Range<u64>) -> io::Result<Registered> {
+        match self.proceed(range) {
+            Err(Errno::EAGAIN) => Ok(Registered::Changing),
+            Err(Errno::ENOENT) if self.is_changing() => Ok(Registered::Changing),
+            Err(Errno::ENOENT) => Ok(Registered::No),
+            Err(Errno::ESRCH) => Ok(Registered::Gone),
+            Ok(()) | Err(Errno::EINVAL | Errno::EEXIST | Errno::EFAULT) => Ok(Registered::Yes),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether the address space is being changed, or has been and that was not read yet: what is asked first of all,
+    /// whatever the range.
+    fn is_changing(&self) -> bool {
+        self.proceed(ANYWHERE) == Err(Errno::EAGAIN)
+    }
+
+    fn proceed(&self, range: Range<u64>) -> nix::Result<()> {
         let mut arguments = PlaceArguments {
             range: arguments(range),
             mode: 0,
             done: 0,
         };
         // SAFETY: as of `copy`; on anonymous memory it does nothing.
-        match unsafe { raw::proceed(self.0.as_raw_fd(), &mut arguments) } {
-            Err(Errno::EAGAIN) => Ok(Registered::Changing),
-            Err(Errno::ENOENT) => Ok(Registered::No),
-            Err(Errno::ESRCH) => Ok(Registered::Gone),
-            Ok(_) | Err(Errno::EINVAL | Errno::EEXIST | Errno::EFAULT) => Ok(Registered::Yes),
+        unsafe { raw::proceed(self.0.as_raw_fd(), &mut arguments) }.map(drop)
+    }
+
+    /// The kernel says how far it came in a field of its own; the error is only what stopped it at the first page.
+    ///
+    /// That there is no mapping is no answer yet. Since Linux 6.8 it is looked for before it is asked again whether
+    /// something changes (`mfill_atomic`, mm/userfaultfd.c): one that moves away in between is missed, and its
+    /// descriptor tells where it went only afterwards. But whoever finds it gone finds the change counted, too, until
+    /// that was read.
+    fn outcome(&self, result: nix::Result<i32>, done: i64) -> io::Result<Placed> {
+        match result {
+            Ok(_) => Ok(Placed::All),
+            Err(_) if done > 0 => Ok(Placed::Some(done.cast_unsigned())),
+            Err(Errno::EEXIST) => Ok(Placed::Exists),
+            Err(Errno::EAGAIN) => Ok(Placed::Changing),
+            Err(Errno::ENOENT) if self.is_changing() => Ok(Placed::Changing),
+            Err(Errno::ENOENT) => Ok(Placed::Unmapped),
+            Err(Errno::ESRCH) => Ok(Placed::Gone),
             Err(error) => Err(error.into()),
         }
     }
@@ -375,19 +408,6 @@ fn arguments(range: Range<u64>) -> RangeArguments {
     RangeArguments {
         start: range.start,
         length: range.end.saturating_sub(range.start),
-    }
-}
-
-/// The kernel says how far it came in a field of its own; the error is only what stopped it at the first page.
-fn outcome(result: nix::Result<i32>, done: i64) -> io::Result<Placed> {
-    match result {
-        Ok(_) => Ok(Placed::All),
-        Err(_) if done > 0 => Ok(Placed::Some(done.cast_unsigned())),
-        Err(Errno::EEXIST) => Ok(Placed::Exists),
-        Err(Errno::EAGAIN) => Ok(Placed::Changing),
-        Err(Errno::ENOENT) => Ok(Placed::Unmapped),
-        Err(Errno::ESRCH) => Ok(Placed::Gone),
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -529,5 +549,85 @@ mod test {
             giver.join().unwrap();
         });
         assert_eq!(uffd.copy(start, &pages).unwrap(), Placed::Unmapped);
+    }
+
+    /// A child that ends with this.
+    struct Ends(i32);
+
+    impl Drop for Ends {
+        fn drop(&mut self) {
+            let pid = nix::unistd::Pid::from_raw(self.0);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(pid, None);
+        }
+    }
+
+    /// Reads a number that the child has written.
+    fn hear(pipe: &OwnedFd) -> i32 {
+        let mut number = [0; 4];
+        assert_eq!(nix::unistd::read(pipe, &mut number).unwrap(), 4);
+        i32::from_ne_bytes(number)
+    }
+
+    /// A page goes back and forth between two places, as fast as it can, while it is to be placed where it was last
+    /// seen: as long as nobody has read where it went, the answer is never that it is nowhere.
+    #[test]
+    fn a_mapping_that_moves_away_is_not_taken_for_gone() {
+        const TURNS: usize = 20_000;
+        let (hears, says) = nix::unistd::pipe().unwrap();
+        let fixed = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let both = map(2);
+        let (one, other) = (both.start, both.start + PAGE);
+        let at = |address: u64| std::ptr::with_exposed_provenance_mut(address as usize);
+        // SAFETY: the child calls nothing but the kernel, and has a memory of its own, of which it only moves what
+        // `map` has made here.
+        let child = unsafe { libc::fork() };
+        assert!(child >= 0);
+        if child == 0 {
+            let begin = || -> io::Result<i32> {
+                let uffd = create(USER_MODE_ONLY)?;
+                uffd.handshake(FEATURE_EVENT_REMAP | FEATURE_EVENT_UNMAP)?;
+                uffd.register(one..one + PAGE, MODE_MISSING)?;
+                Ok(std::os::fd::IntoRawFd::into_raw_fd(OwnedFd::from(uffd)))
+            };
+            let number = begin().unwrap_or(-1);
+            // SAFETY: as above; the number outlives the call.
+            unsafe {
+                libc::write(says.as_raw_fd(), (&raw const number).cast(), 4);
+                libc::munmap(at(other), PAGE as usize);
+                let (mut from, mut to) = (one, other);
+                while number >= 0 && libc::getppid() != 1 {
+                    libc::mremap(at(from), PAGE as usize, PAGE as usize, fixed, at(to));
+                    (from, to) = (to, from);
+                }
+                libc::_exit(0);
+            }
+        }
+        let number = hear(&hears);
+        let end = Ends(child);
+        if number < 0 {
+            assert_ne!(std::env::var("GODWIT_REQUIRE_ROOT").as_deref(), Ok("1"));
+            println!("SKIP: no events here");
+            return;
+        }
+        let process = crate::sys::pidfd::open(child).unwrap();
+        let uffd = crate::sys::pidfd::descriptor(process.as_fd(), number).unwrap();
+        let uffd = Userfaultfd::from(uffd);
+        let mut here = one;
+        let mut moved = 0;
+        while moved < TURNS {
+            assert_ne!(
+                uffd.copy(here, &[7; PAGE as usize]).unwrap(),
+                Placed::Unmapped
+            );
+            assert_ne!(uffd.registered(here..here + PAGE).unwrap(), Registered::No);
+            match uffd.read().unwrap() {
+                Some(Event::Remap { to, .. }) => (here, moved) = (to, moved + 1),
+                // The place that it has left.
+                Some(Event::Unmap { .. }) | None => {}
+                Some(event) => panic!("{event:?}"),
+            }
+        }
+        drop(end);
     }
 }
