@@ -164,9 +164,16 @@ impl Counters {
     }
 
     fn hurry(&self, on: bool) {
-        self.0
-            .write_all_at(&u64::from(on).to_ne_bytes(), 304)
-            .unwrap();
+        self.set_hurry(on.into());
+    }
+
+    /// From now on it does nothing but move its mappings.
+    fn only_move(&self) {
+        self.set_hurry(2);
+    }
+
+    fn set_hurry(&self, how: u64) {
+        self.0.write_all_at(&how.to_ne_bytes(), 304).unwrap();
     }
 }
 
@@ -395,6 +402,25 @@ fn memory_comes_behind_a_running_container_and_is_what_it_was() {
         Bytes(left),
         case.placed.lazy.bytes()
     );
+}
+
+/// Which of two threads has changed the address space first the kernel does not tell in that order.
+#[test]
+fn mappings_that_take_each_others_places_keep_their_pages() {
+    let Some(_turn) = root("mappings_that_take_each_others_places_keep_their_pages") else {
+        return;
+    };
+    let case = Case::new(seed(), 256, 6);
+    let guard = Guard::start(case.plan()).unwrap();
+    case.restore(&guard, &mut || case.counters.only_move());
+    let end = Instant::now() + Duration::from_secs(4);
+    while fill_state(&case.images).unwrap() == FillState::Filling && Instant::now() < end {
+        thread::sleep(Duration::from_millis(20));
+        assert_eq!(case.counters.complaint(), None, "while it moved about");
+    }
+    println!("{} moves", case.counters.word(4));
+    case.counters.hurry(true);
+    case.check_filled();
 }
 
 #[test]

@@ -247,12 +247,18 @@ impl Member {
         Ok(true)
     }
 
-    /// Whether its process is still there, so far as can be told at no cost.
-    pub fn look(&self) {
+    /// Whether its process is still there, so far as can be told at no cost, and whether anything is still to be told of
+    /// what is overdue.
+    pub fn look(&self) -> Result<(), MemoryError> {
         let gone = self.uffd.registered(FIRST..FIRST + PAGE_SIZE);
         if matches!(gone, Ok(Registered::Gone)) {
             self.set_gone();
         }
+        let mut layout = self.layout();
+        if layout.is_awaiting() {
+            self.see_whether_quiet(&mut layout)?;
+        }
+        Ok(())
     }
 
     /// Reads an event and takes note of it; none when there is none.
@@ -265,7 +271,7 @@ impl Member {
         let mut layout = self.layout();
         let event = self.progress.read(&self.uffd);
         let Some(event) = event.map_err(self.failed("read the events of"))? else {
-            self.see_whether_quiet();
+            self.see_whether_quiet(&mut layout)?;
             return Ok(None);
         };
         let changes = match event {
@@ -287,17 +293,24 @@ impl Member {
     }
 
     /// Where nothing waits to be read, looks for the moment at which nothing changes either. Who was read last may
-    /// have to wake up first.
-    fn see_whether_quiet(&self) {
+    /// have to wake up first. What is overdue then will never be told of.
+    fn see_whether_quiet(&self, layout: &mut Layout) -> Result<(), MemoryError> {
         for _ in 0..LOOKS {
             if self.progress.is_quiet() {
-                return;
+                return Ok(());
             }
             match self.uffd.registered(FIRST..FIRST + PAGE_SIZE) {
                 Ok(Registered::Changing) => std::thread::yield_now(),
-                _ => self.progress.quiet(),
+                _ => {
+                    if layout.is_awaiting() {
+                        let quiet = [Change::Quiet];
+                        self.progress.log(&quiet, layout, &self.source.index)?;
+                    }
+                    self.progress.quiet();
+                }
             }
         }
+        Ok(())
     }
 
     fn layout(&self) -> MutexGuard<'_, Layout> {

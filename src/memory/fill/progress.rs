@@ -246,7 +246,16 @@ impl Progress {
     fn apply(&self, change: Change, at: u64, layout: &mut Layout, index: &Index) {
         let gone = match change {
             Change::Gone { start, end } => layout.remove(start..end),
-            Change::Moved { from, to, length } => layout.remap(from, to, length, mark(at + 1)),
+            Change::Lapsed { start, end } => layout.lapse(&(start..end)),
+            Change::Moved { from, to, length } => {
+                layout.remap(from, to, length, mark(at + 1));
+                Vec::new()
+            }
+            Change::Told { start, end } => {
+                layout.told(&(start..end));
+                Vec::new()
+            }
+            Change::Quiet => layout.quiet(),
             Change::Forked { .. } => Vec::new(),
         };
         for home in gone {

@@ -389,7 +389,7 @@ impl<'a> Filler<'a> {
         for member in self.members.values() {
             let missing = member.done().left();
             if missing > 0 {
-                member.look();
+                member.look()?;
             }
             if missing == 0 || member.is_gone() {
                 complete.push(Arc::clone(member));

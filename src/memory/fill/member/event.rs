@@ -23,8 +23,20 @@ impl Member {
         range: Range<u64>,
         layout: &Layout,
     ) -> Result<Vec<Change>, MemoryError> {
+        let Range { start, end } = range;
+        if layout.is_tail(&range) {
+            return Ok(vec![Change::Told { start, end }]);
+        }
         let mut changes = Vec::new();
+        let since = layout.overdue_since(&range);
+        if since.is_some() {
+            changes.push(Change::Lapsed { start, end });
+        }
         for piece in layout.within(range.clone()) {
+            // Who came where somebody was of whom this tells, or is still to be told of a second time, came after it.
+            if since.is_some_and(|since| piece.moved >= since) || layout.awaits_tail(piece.moved) {
+                continue;
+            }
             let here = piece.here..piece.here + piece.length;
             if self.may_have_come_after(&piece, &range) {
                 let registered = self.uffd.registered(here.clone());
@@ -38,9 +50,9 @@ impl Member {
         Ok(changes)
     }
 
-    /// Whether a piece may have moved into a range after that was unmapped, although it was told before. Not if its
-    /// mapping reached beyond the range: nobody else's unmapping makes room for a part of a mapping. And then it would
-    /// be wrong to ask the kernel: whoever was told to have unmapped the end of a mapping may have grown it again.
+    /// Whether a piece may have moved into a range after that was unmapped, although it was told before. Hardly if its
+    /// mapping reached beyond the range: then it was most likely cut itself. And then it would be wrong to ask the
+    /// kernel: whoever was told to have unmapped the end of a mapping may have grown it again.
     fn may_have_come_after(&self, piece: &Piece, range: &Range<u64>) -> bool {
         if self.progress.was_quiet_since(piece.moved) {
             return false;
@@ -67,7 +79,7 @@ impl Member {
             number: self.number(),
             count: self.progress.count(),
         };
-        let mut inherited = layout.inherited();
+        let (mut inherited, never) = layout.inherited();
         let absent = self.absent(&uffd, &inherited)?;
         let absent: Vec<_> = absent
             .into_iter()
@@ -84,7 +96,7 @@ impl Member {
             }
             progress.done().set(at..end);
         }
-        for home in absent {
+        for home in absent.into_iter().chain(never) {
             settle(progress.done(), index, home);
         }
         for wiped in &source.wiped_on_fork {

@@ -12,6 +12,22 @@ pub enum Change {
         /// The address after the last.
         end: u64,
     },
+    /// What was overdue there ([`Layout`](super::super::layout::Layout)) was unmapped.
+    Lapsed {
+        /// The first address.
+        start: u64,
+        /// The address after the last.
+        end: u64,
+    },
+    /// That a mapping which has moved is not where it was any more.
+    Told {
+        /// The first address.
+        start: u64,
+        /// The address after the last.
+        end: u64,
+    },
+    /// Nothing more will be told of what was before.
+    Quiet,
     /// A mapping has moved.
     Moved {
         /// From here …
@@ -34,6 +50,9 @@ impl Change {
             Self::Gone { start, end } => [1, start, end, 0],
             Self::Moved { from, to, length } => [2, from, to, length],
             Self::Forked { child } => [3, child, 0, 0],
+            Self::Lapsed { start, end } => [4, start, end, 0],
+            Self::Told { start, end } => [5, start, end, 0],
+            Self::Quiet => [6, 0, 0, 0],
         }
     }
 
@@ -42,6 +61,9 @@ impl Change {
             [1, start, end, _] => Some(Self::Gone { start, end }),
             [2, from, to, length] => Some(Self::Moved { from, to, length }),
             [3, child, ..] => Some(Self::Forked { child }),
+            [4, start, end, _] => Some(Self::Lapsed { start, end }),
+            [5, start, end, _] => Some(Self::Told { start, end }),
+            [6, ..] => Some(Self::Quiet),
             _ => None,
         }
     }
