@@ -32,6 +32,8 @@ pub struct Precopy {
     pool: Pool,
     mappings: Option<Mappings>,
     residual: Option<Residual>,
+    /// Whether [`Self::look`] has been called.
+    looked: bool,
 }
 
 impl Precopy {
@@ -67,6 +69,7 @@ impl Precopy {
             pool: Pool::new(compress).map_err(memory)?,
             mappings: None,
             residual: None,
+            looked: false,
         })
     }
 
@@ -101,10 +104,15 @@ impl Precopy {
     /// what of it is unsent, is known for the dump, and CRIU is told not to see it, where that is possible. What must
     /// be sent before CRIU begins goes through `out`.
     ///
+    /// Tasks that have run again for a moment are looked at again; what went through `out` before is not to be sent then.
+    ///
     /// # Errors
     /// When the processes cannot be listed or looked at, or `out` fails.
     pub fn look(&mut self, standby: &Standby, out: &SharedOut<'_>) -> Result<(), CheckpointError> {
-        self.pool.next_round();
+        // What is looked at twice is of one round: the destination has nothing of it yet that a page could be told by.
+        if !std::mem::replace(&mut self.looked, true) {
+            self.pool.next_round();
+        }
         self.tell_mappings(standby.smaps.as_ref());
         let (Some(table), Way::Tracker(tracker)) = (&standby.hide, &mut self.way) else {
             return Ok(());

@@ -108,19 +108,21 @@ pub trait Held: Send + 'static {
     /// tells in its summary how much does.
     fn leave_behind(&mut self) {}
 
-    /// Finds out what of its memory is unsent, and takes what copied it out of its tasks. After [`Self::close_gate`].
-    fn look(&mut self, outbox: &Outbox) -> Result<(), Cause>;
+    /// Finds out what of its memory is unsent. Before [`Self::close_gate`], while the destination gets ready to keep its
+    /// frames.
+    fn look(&mut self) -> Result<(), Cause>;
 
     /// Closes its network gate: from now on no frame reaches it, and its sockets are what they will be elsewhere. It may
-    /// run for a moment meanwhile, for what only it can bring to an end.
-    fn close_gate(&mut self) -> Result<(), Cause>;
+    /// run for a moment meanwhile, for what only it can bring to an end; what [`Self::look`] has found is found anew
+    /// then. What of its memory must be sent before the dump is sent here.
+    fn close_gate(&mut self, outbox: &Outbox) -> Result<(), Cause>;
 
     /// Its memory, as [`HandedOver::remainder`]: to be read after [`Self::dump`], and not after [`Self::resume`].
     fn remainder(&self) -> Option<Arc<dyn Remainder>> {
         None
     }
 
-    /// Dumps it, after [`Self::look`] and with its gate closed: sends pages and images. Afterwards it stays frozen
+    /// Dumps it, after [`Self::look`] and [`Self::close_gate`]: sends pages and images. Afterwards it stays frozen
     /// whatever dies.
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause>;
 

@@ -248,8 +248,8 @@ async fn the_steps_of_both_sides_are_in_the_report_and_never_too_many() {
     world.settled().await;
     let report = world.report();
     let of = |side| report.spans.iter().filter(move |span| span.side == side);
-    // The last look's, the dump's and the changed files'; `Ready`'s and `Running`'s.
-    assert_eq!(of(Side::Source).count(), 3 * Spans::MOST);
+    // The last look's, the gate's, the dump's and the changed files'; `Ready`'s and `Running`'s.
+    assert_eq!(of(Side::Source).count(), 4 * Spans::MOST);
     assert_eq!(of(Side::Destination).count(), 2 * Spans::MOST);
     for span in &report.spans {
         assert!(

@@ -78,18 +78,18 @@ pub fn left_waiting(pid: i32) -> HashMap<u64, usize> {
 }
 
 /// Lets a frozen container that no frame reaches take what waits; it is frozen again afterwards. What still waits then
-/// is left to CRIU, which says where.
+/// is left to CRIU, which says where. Whether the container has run for that.
 ///
 /// # Errors
 /// When the container cannot be thawed or frozen.
-pub fn let_accept(cgroup: &Cgroup, listeners: &Listeners, within: Duration) -> Result<(), Cause> {
+pub fn let_accept(cgroup: &Cgroup, listeners: &Listeners, within: Duration) -> Result<bool, Cause> {
     let nobody_waits = || listeners.waiting().is_empty();
-    for _ in 0..TURNS {
+    for turn in 0..TURNS {
         if nobody_waits() {
             // The last frames before the gate closed may still be on their way through the kernel.
             thread::sleep(GLANCE);
             if nobody_waits() {
-                break;
+                return Ok(turn > 0);
             }
         }
         cgroup.thaw()?;
@@ -99,7 +99,7 @@ pub fn let_accept(cgroup: &Cgroup, listeners: &Listeners, within: Duration) -> R
         }
         cgroup.freeze(within)?;
     }
-    Ok(())
+    Ok(true)
 }
 
 /// The lines of `/proc/net/tcp` about sockets that listen, which come first.

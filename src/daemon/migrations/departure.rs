@@ -300,6 +300,7 @@ impl Movable for Departure {
             stdio,
             rounds,
             listeners,
+            early: Vec::new(),
             neighbours,
             null,
             precopy: None,

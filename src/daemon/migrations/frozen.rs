@@ -1,6 +1,6 @@
 //! A container of this host that is frozen: the rooms' side of [`Held`] and of what follows it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use super::backlog::{self, Listeners};
@@ -25,6 +25,8 @@ pub struct Frozen {
     pub stdio: Option<[u64; 2]>,
     pub rounds: Option<Rounds>,
     pub listeners: Option<Listeners>,
+    /// Frames of pages that go out when it is certain that it has not run since they were made.
+    pub early: Vec<Vec<u8>>,
     /// Whom it knew on its network just before.
     pub neighbours: Vec<Neighbour>,
     /// `/dev/null` of its host among its streams.
@@ -57,6 +59,7 @@ impl HeldDeparture {
             stdio: None,
             rounds: None,
             listeners: None,
+            early: Vec::new(),
             neighbours: Vec::new(),
             null: None,
             precopy: None,
@@ -80,6 +83,21 @@ impl Frozen {
         HeldDeparture(Some(self))
     }
 
+    /// Finds out what of its memory is unsent. What had been found before is void.
+    fn look(&mut self) -> Result<(), Cause> {
+        let rounds = self.rounds.as_mut().ok_or(LOST)?;
+        let _step = self.spans.begin("scan memory");
+        let early = Mutex::default();
+        let out = |frame| {
+            let mut early: MutexGuard<'_, Vec<_>> = lock(&early);
+            early.push(frame);
+            Ok(())
+        };
+        rounds.precopy.look(&rounds.standby, &out)?;
+        self.early = early.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(())
+    }
+
     fn resume(self) -> Result<(), Cause> {
         if let Some(dump) = self.dump {
             dump.release();
@@ -100,25 +118,28 @@ impl Held for HeldDeparture {
         self.0.as_ref().map(|frozen| remainder(&frozen.parts))
     }
 
-    fn look(&mut self, outbox: &Outbox) -> Result<(), Cause> {
-        let frozen = self.frozen();
-        let rounds = frozen.rounds.as_mut().ok_or(LOST)?;
-        let _step = frozen.spans.begin("scan memory");
-        let out = |frame| into(outbox, Kind::Pages, frame);
-        rounds.precopy.look(&rounds.standby, &out)?;
-        rounds.standby.begin();
-        Ok(())
+    fn look(&mut self) -> Result<(), Cause> {
+        self.frozen().look()
     }
 
-    fn close_gate(&mut self) -> Result<(), Cause> {
+    fn close_gate(&mut self, outbox: &Outbox) -> Result<(), Cause> {
         let frozen = self.frozen();
         let (parts, spans) = (&frozen.parts, &frozen.spans);
         let step = spans.begin("close the gate");
         parts.home.detach(&parts.context)?;
         drop(step);
-        let _step = spans.begin("let it accept");
+        let step = spans.begin("let it accept");
         let listeners = frozen.listeners.as_ref().ok_or(LOST)?;
-        backlog::let_accept(&parts.cgroup(), listeners, FREEZE_WITHIN)
+        let ran = backlog::let_accept(&parts.cgroup(), listeners, FREEZE_WITHIN)?;
+        drop(step);
+        if ran {
+            frozen.look()?;
+        }
+        for frame in std::mem::take(&mut frozen.early) {
+            into(outbox, Kind::Pages, frame)?;
+        }
+        frozen.rounds.as_mut().ok_or(LOST)?.standby.begin();
+        Ok(())
     }
 
     fn dump(&mut self, outbox: &Outbox) -> Result<Summary, Cause> {
@@ -197,6 +218,10 @@ impl Drop for HeldDeparture {
             tracing::error!(%error, "a frozen container could not be resumed");
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn remainder(parts: &Parts) -> Arc<dyn Remainder> {

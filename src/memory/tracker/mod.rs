@@ -86,8 +86,8 @@ pub trait Tracker: Send {
     ) -> Result<RoundStats, MemoryError>;
 
     /// The last look, over frozen tasks: finds every private page and which of them are unsent, sends the unsent
-    /// ones of executable mappings at once, for CRIU puts code there a moment later, takes what a dump could see out
-    /// of the tasks, and returns the rest, to be sent while CRIU dumps.
+    /// ones of executable mappings at once, for CRIU puts code there a moment later, and returns the rest, to be sent
+    /// while CRIU dumps. Tasks that have run since are looked at again.
     ///
     /// # Errors
     /// As of [`Self::round`].

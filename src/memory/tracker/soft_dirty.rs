@@ -273,7 +273,6 @@ impl Tracker for SoftDirtyTracker {
         for target in targets {
             residual.spaces.extend(self.look(*target, merging, sender)?);
         }
-        self.release();
         sender.flush()?;
         Ok(residual)
     }

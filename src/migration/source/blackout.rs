@@ -79,11 +79,12 @@ impl Run {
         self.frozen_said = Instant::now();
         self.say(&Message::Frozen).await?;
         self.enter(Phase::Dump).await?;
+        // Meanwhile the destination gets ready to keep its frames.
+        self.held_step(held, |held, _| held.look()).await?;
         self.holding().await?;
         self.held_step(held, |held, outbox| {
-            held.close_gate()?;
-            outbox.say_blocking(&Message::GateClosed)?;
-            held.look(outbox)
+            held.close_gate(outbox)?;
+            Ok(outbox.say_blocking(&Message::GateClosed)?)
         })
         .await?;
         if let (Some(remainder), true) = (held.as_ref().and_then(Held::remainder), leaves_behind) {
