@@ -8,6 +8,10 @@ use super::own::{Found, Kind};
 use super::residual::{OwnedRange, extend};
 use crate::model::PAGE_SIZE;
 
+/// So many of the unsent pages do not come after a restore: a task that has written to them a moment ago does so again
+/// with its first steps, and would wait for each. CRIU reads them in a fraction of that time.
+pub const HOT: u64 = 64;
+
 /// What is known of the mappings so far.
 #[derive(Debug, Default)]
 pub struct List {
@@ -19,6 +23,8 @@ pub struct List {
     pub unsent: Vec<Range<u64>>,
     /// Those that are unsent and in executable mappings.
     pub at_once: Vec<Range<u64>>,
+    /// How many pages count as hot so far.
+    hot: u64,
 }
 
 impl List {
@@ -31,6 +37,7 @@ impl List {
             if *kind == Kind::Guard {
                 continue;
             }
+            let lazy = lazy && !(*kind == Kind::Unsent && self.is_hot(pages));
             self.pages(pages.clone(), lazy, stacks);
             if *kind == Kind::Unsent {
                 let unsent = if mapping.executable {
@@ -41,6 +48,16 @@ impl List {
                 extend(unsent, pages.clone());
             }
         }
+    }
+
+    /// Whether a run of unsent pages counts as hot.
+    fn is_hot(&mut self, run: &Range<u64>) -> bool {
+        let pages = (run.end - run.start) / PAGE_SIZE;
+        let hot = self.hot + pages <= HOT;
+        if hot {
+            self.hot += pages;
+        }
+        hot
     }
 
     fn own(&mut self, range: Range<u64>, guards: bool) {
@@ -113,7 +130,10 @@ mod test {
 
     #[test]
     fn pages_under_a_stack_pointer_are_not_lazy() {
-        let mut list = List::default();
+        let mut list = List {
+            hot: HOT,
+            ..List::default()
+        };
         let stacks = [0x1000, 0x4000, 0x8000];
         let first = [
             found(0x1000..0x3000, Kind::Sent),
@@ -137,6 +157,32 @@ mod test {
         );
         assert_eq!(list.unsent, [0x3000..0x5000]);
         assert_eq!(list.at_once, [0x8000..0xa000]);
+    }
+
+    #[test]
+    fn what_was_written_to_a_moment_ago_is_not_lazy_unless_it_is_much() {
+        let mut list = List::default();
+        let much = (HOT + 1) * PAGE_SIZE;
+        let pages = [
+            found(0x1000..0x2000, Kind::Unsent),
+            found(0x2000..0x3000, Kind::Sent),
+            found(0x3000..0x3000 + much, Kind::Unsent),
+        ];
+        list.add(&mapping(0x1000..0x3000 + much, false), &pages, true, &[]);
+        let last = 0x4000 + much..0x4000 + much + HOT * PAGE_SIZE;
+        let full = [
+            found(last.start..last.end - PAGE_SIZE, Kind::Unsent),
+            found(last.end - PAGE_SIZE..last.end, Kind::Unsent),
+        ];
+        list.add(&mapping(last, false), &full, true, &[]);
+        let flags: Vec<_> = list
+            .list
+            .iter()
+            .map(|e| (e.pages, e.flags.bits()))
+            .collect();
+        let rest = HOT as u32;
+        assert_eq!(flags, [(1, 4), (rest + 2, 6), (rest - 1, 4), (1, 6)]);
+        assert_eq!(list.unsent.len(), 3);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::list::HOT;
 use super::*;
 use crate::memory::{Decoder, PageFlags, PageStore, Pool, Sent, Space};
 use crate::model::{Bytes, Compress, PAGE_SIZE};
@@ -282,6 +283,8 @@ fn verify(world: &World, residual: &Residual, destination: &Destination) -> u64 
 fn assert_listed(pid: i32, listed: &BTreeMap<u64, bool>) {
     let expected = look(pid);
     let memory = File::open(format!("/proc/{pid}/mem")).unwrap();
+    // Pages that could be lazy and are not, as they were written to a moment ago.
+    let mut hot = 0;
     for (page, lazy) in &expected {
         let found = listed.get(page);
         let mut content = [1; PAGE];
@@ -290,12 +293,18 @@ fn assert_listed(pid: i32, listed: &BTreeMap<u64, bool>) {
         // not there then are, and are zero.
         let is_new = found.is_none() && content == [0; PAGE];
         let mapping = || mapping(pid, *page);
+        let is_hot = *lazy && found == Some(&false);
+        hot += u64::from(is_hot);
         assert!(
-            found == Some(lazy) || is_new && mapping().contains(" hg "),
+            found == Some(lazy) || is_hot || is_new && mapping().contains(" hg "),
             "{page:#x} of {pid}: {found:?}, not {lazy}: {}",
             mapping()
         );
     }
+    assert!(
+        hot <= HOT,
+        "{hot} pages of {pid} that could be lazy are not"
+    );
     for page in listed.keys() {
         assert!(
             expected.contains_key(page),
